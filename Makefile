@@ -1,0 +1,52 @@
+# Everything runs in .venv, made on first use. A fresh Debian or Ubuntu needs python3 (3.11 or newer), python3-venv, make.
+PYTHON ?= python3
+PIP_FLAGS ?=
+THREADS ?= 2
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := demo_project
+
+.PHONY: install demo test lint format types bench science docs clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, %s is too old; try make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable '.[test]'
+	touch $@
+
+# a simulated antibody with one moving arm, refined; ends with a table of rigid against flexible
+demo: $(INSTALLED)
+	rm -rf $(DEMO)
+	$(BIN)/flex-job simulate --o $(DEMO)
+	cd $(DEMO) && ../$(BIN)/relion_flex_refine --o External/job003/ --in_parts Refine3D/job001/run_data.star \
+		--latent_dims 1 --j $(THREADS)
+
+test: lint types
+	$(BIN)/python -m pytest -m 'not science' --cov --cov-report=term
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# ratios and times on this machine; never part of the tests
+bench: $(INSTALLED)
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# the figures of README and docs on larger data; minutes to hours
+science: $(INSTALLED)
+	$(BIN)/python -m pytest -m science -s
+
+docs: $(INSTALLED)
+	$(BIN)/flex-job docs > docs/parameters.md
+
+clean:
+	rm -rf .venv $(DEMO) build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
