@@ -1,0 +1,307 @@
+"""Every parameter of every job: type, default, unit, bounds, help. This is the one list there is.
+
+Names are those users of 3DFlex know where such a name exists. Lengths are angstroms (A) or pixels (px).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from job_specs.parameter import check, parameter
+
+__all__ = [
+    "GenerateParameters",
+    "MeshParameters",
+    "PrepParameters",
+    "ReconstructParameters",
+    "RefineParameters",
+    "RunParameters",
+    "SimulateParameters",
+    "TrainParameters",
+    "names_in",
+    "problems",
+]
+
+
+@dataclass(frozen=True)
+class PrepParameters:
+    """How particles are made ready for training."""
+
+    training_box: int = parameter(
+        128,
+        help="Box that particles are Fourier-cropped to for training; never above the consensus box, 0 keeps that",
+        unit="px",
+        bounds=(0, 1024),
+        tier="main",
+        cryosparc="training box",
+    )
+    half_sets: str = parameter(
+        "consensus",
+        help="Half-sets of the consensus refinement; random draws a seeded split where the input has none",
+        choices=("consensus", "random"),
+        tier="main",
+    )
+    contrast: str = parameter(
+        "auto",
+        help="Sign of the images: auto compares them with the consensus map, invert turns them over",
+        choices=("auto", "keep", "invert"),
+    )
+    per_particle_scale: bool = parameter(True, help="Fit each particle's contrast to the consensus map")
+    noise_particles: int = parameter(
+        2000, help="Particles that the noise spectrum is estimated from", bounds=(10, 1_000_000)
+    )
+    scratch: str = parameter(
+        "", help="Fast local folder for the cache of prepared particles; empty uses the job directory", tier="main"
+    )
+
+
+@dataclass(frozen=True)
+class MeshParameters:
+    """The mask and the tetrahedral mesh that carries the motion."""
+
+    mask_lowpass: float = parameter(
+        10.0,
+        help="Low-pass filter of the map before a mask is made from it",
+        unit="A",
+        bounds=(1, 200),
+        cryosparc="mask low-pass",
+    )
+    mask_threshold: float = parameter(
+        0.0,
+        help="Density threshold of the automatic mask, in the units of the map; 0 finds one",
+        bounds=(0, None),
+        cryosparc="mask threshold",
+    )
+    mask_dilate: float = parameter(
+        2.0, help="Growth of the automatic mask", unit="A", bounds=(0, 100), cryosparc="mask dilate"
+    )
+    mask_soft: float = parameter(
+        5.0, help="Width of the mask's soft edge", unit="A", bounds=(0, 100), cryosparc="mask pad"
+    )
+    tetra_cells: int = parameter(
+        20,
+        help="Mesh cells across the longest side of the mask",
+        bounds=(4, 80),
+        tier="main",
+        cryosparc="cells across the box",
+    )
+    rigidity_min: float = parameter(
+        0.5,
+        help="Rigidity weight of cells where density is weakest; the densest have 1",
+        bounds=(0, 1),
+        cryosparc="minimum rigidity",
+    )
+    stiffen_low_density: bool = parameter(
+        False,
+        help="Give cells of low density more rigidity instead of less",
+        cryosparc="stiffen low density",
+    )
+    zero_motion_mask: str = parameter(
+        "",
+        help="MRC mask of what must not move (micelle, nanodisc); empty lets everything move",
+        tier="main",
+        file=True,
+    )
+    segmentation: str = parameter(
+        "",
+        help="MRC volume of whole numbers that cuts the mesh into segments; empty keeps one mesh",
+        cryosparc="segmentation",
+        file=True,
+    )
+    fuse: str = parameter(
+        "", help="Pairs of segments that stay joined at their boundary, as in 1-2,2-3", cryosparc="segment fusing"
+    )
+    rigid_segments: str = parameter(
+        "", help="Segments that move as rigid bodies, as in 1,3", cryosparc="rigid segments"
+    )
+    mesh: str = parameter(
+        "", help="Mesh to use instead of building one: a mesh.npz of ours or a cryoSPARC flex_mesh file", file=True
+    )
+
+
+@dataclass(frozen=True)
+class TrainParameters:
+    """The motion model and how it is learned."""
+
+    latent_dims: int = parameter(
+        2,
+        help="Number of latent coordinates of each particle",
+        bounds=(1, 16),
+        tier="main",
+        cryosparc="number of latents",
+    )
+    rigidity: float = parameter(
+        2.0,
+        help="Strength of the prior for locally rigid motion; lower allows more bending",
+        bounds=(0, 1000),
+        tier="main",
+        cryosparc="rigidity",
+    )
+    epochs: int = parameter(
+        12,
+        help="Passes through all particles",
+        bounds=(1, 1000),
+        tier="main",
+        cryosparc="epochs",
+    )
+    latent_columns: str = parameter(
+        "",
+        help="Columns of the STAR file that hold the starting latents, separated by commas; empty finds its own",
+        tier="main",
+        cryosparc="latents from input",
+    )
+    latent_start: str = parameter(
+        "linear",
+        help="Starting latents: from a linear subspace model, zero, random, or latent_columns (implied by those)",
+        choices=("linear", "zero", "random", "columns"),
+    )
+    latent_method: str = parameter(
+        "gauss_newton",
+        help="How latents are improved: Gauss-Newton steps, or the paper's coordinate descent",
+        choices=("gauss_newton", "coordinate_descent"),
+    )
+    noise_injection: float = parameter(
+        1.0,
+        help="Noise added to the latents while the flow learns, in posterior standard deviations",
+        bounds=(0, 10),
+        cryosparc="noise injection",
+    )
+    flow_layers: int = parameter(3, help="Hidden layers of the flow network", bounds=(1, 8), cryosparc="layers")
+    flow_units: int = parameter(64, help="Units in each hidden layer", bounds=(4, 1024), cryosparc="hidden units")
+    optimizer: str = parameter(
+        "adam", help="Optimiser of the flow: Adam, or SGD with Nesterov momentum", choices=("adam", "nesterov")
+    )
+    flow_learning_rate: float = parameter(
+        1e-3, help="Learning rate of the flow", bounds=(1e-8, 1), cryosparc="learning rate (flow)"
+    )
+    fixed_latent_epochs: int = parameter(
+        2, help="First epochs in which the starting latents stay as they are", bounds=(0, 1000)
+    )
+    map_every: int = parameter(
+        4, help="Every how many epochs the canonical map is solved for; 0 keeps the consensus map", bounds=(0, 1000)
+    )
+    batch: int = parameter(200, help="Particles in a minibatch", bounds=(1, 100_000))
+    band_start: float = parameter(
+        0.3, help="Band limit at the first epoch, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
+    )
+    band_end: float = parameter(
+        0.8, help="Final band limit, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
+    )
+    band_epochs: float = parameter(0.5, help="Fraction of the epochs over which the band limit rises", bounds=(0, 1))
+
+
+@dataclass(frozen=True)
+class ReconstructParameters:
+    """Half-maps through the motion, and the same without motion as baseline."""
+
+    reconstruct_box: int = parameter(
+        0, help="Box of the reconstruction; 0 keeps the consensus box", unit="px", bounds=(0, 2048)
+    )
+    max_iterations: int = parameter(
+        40,
+        help="Most L-BFGS iterations per half-map; the tolerance usually stops earlier",
+        bounds=(1, 1000),
+        cryosparc="L-BFGS iterations",
+    )
+    tolerance: float = parameter(
+        1e-3, help="Stop when an iteration lowers the loss by less than this fraction", bounds=(0, 1)
+    )
+    oversampling: int = parameter(2, help="Fourier padding of projections and of the rigid baseline", bounds=(1, 4))
+    bfactor: float = parameter(
+        0.0,
+        help="B-factor for sharpening, negative sharpens; 0 fits one (Guinier)",
+        unit="A^2",
+        bounds=(-2000, 2000),
+    )
+
+
+@dataclass(frozen=True)
+class GenerateParameters:
+    """Volumes along latent paths."""
+
+    latents: str = parameter(
+        "",
+        help="CSV or STAR file with columns flexLatent1, ... and one row per frame; empty takes a path per latent",
+        tier="main",
+        file=True,
+    )
+    frames: int = parameter(
+        11,
+        help="Frames of each path from the 5th to the 95th percentile",
+        bounds=(2, 1000),
+        tier="main",
+        cryosparc="frames",
+    )
+
+
+@dataclass(frozen=True)
+class RunParameters:
+    """How the job runs; none of these changes what is computed, but for the seed."""
+
+    config: str = parameter(
+        "", help="YAML file with values for any parameter; flags win over it", tier="main", file=True
+    )
+    threads: int = parameter(1, help="CPU threads", bounds=(1, 1024))
+    seed: int = parameter(0, help="Seed of everything random", bounds=(0, 2**31 - 1))
+    restart: bool = parameter(False, help="Begin anew in a job directory that holds earlier work")
+
+
+@dataclass(frozen=True)
+class SimulateParameters:
+    """A simulated data set of a moving antibody, as a RELION project."""
+
+    motion: str = parameter(
+        "one_hinge",
+        help="What moves: one Fab arm, both independently, or nothing",
+        choices=("one_hinge", "two_hinges", "none"),
+        tier="main",
+    )
+    particles: int = parameter(6000, help="Number of particles", bounds=(10, 10_000_000), tier="main")
+    box: int = parameter(64, help="Box of the particle images", unit="px", bounds=(16, 1024), tier="main")
+    pixel_size: float = parameter(4.0, help="Pixel size", unit="A", bounds=(0.1, 20), tier="main")
+    snr: float = parameter(
+        0.1,
+        help="Signal-to-noise ratio: variance of the signal over that of the noise",
+        bounds=(1e-6, 1e6),
+        tier="main",
+    )
+    seed: int = parameter(0, help="Seed of everything random", bounds=(0, 2**31 - 1))
+
+
+@dataclass(frozen=True)
+class RefineParameters:
+    """All groups of a run. A job shows the groups that it uses; the others stay at their defaults."""
+
+    prep: PrepParameters = field(default_factory=PrepParameters)
+    mesh: MeshParameters = field(default_factory=MeshParameters)
+    train: TrainParameters = field(default_factory=TrainParameters)
+    reconstruct: ReconstructParameters = field(default_factory=ReconstructParameters)
+    generate: GenerateParameters = field(default_factory=GenerateParameters)
+    run: RunParameters = field(default_factory=RunParameters)
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated parameter such as `latent_columns`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def problems(parameters: RefineParameters) -> list[str]:
+    """Everything wrong with the values, one line each: declarations first, then what must fit together."""
+    train = parameters.train
+    found = [
+        line
+        for group in (parameters.prep, parameters.mesh, train, parameters.reconstruct, parameters.generate)
+        for line in check(group)
+    ]
+    found += check(parameters.run)
+    if train.band_start > train.band_end:
+        found.append(f"band_start: {train.band_start} was given; expected at most band_end, which is {train.band_end}")
+    columns = names_in(train.latent_columns)
+    if train.latent_start == "columns" and not columns:
+        found.append("latent_start: columns was given without latent_columns; name the columns of the STAR file")
+    if columns and train.latent_start == "columns" and len(columns) != train.latent_dims:
+        found.append(
+            f"latent_columns: {len(columns)} given ({', '.join(columns)}); expected one per latent, "
+            f"and latent_dims is {train.latent_dims}"
+        )
+    return found
