@@ -1,0 +1,115 @@
+"""Soft masks: made from a consensus map when the user gives none, checked when one is given."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from flex_job.volume import Volume
+
+__all__ = ["automatic_mask", "check_mask", "lowpass", "soft_mask"]
+
+# A moving domain is smeared out in a consensus map: the level is set low enough to keep it, noise permitting.
+LEVEL_FRACTION = 0.15
+LEVEL_SIGMAS = 3.0
+# Separate pieces smaller than this part of the largest one are taken for noise.
+KEEP_FRACTION = 0.05
+
+
+def lowpass(volume: Volume, resolution_A: float) -> NDArray[np.float32]:
+    """The map (z, y, x) with its Fourier amplitudes halved at 1 / `resolution_A` (a Gaussian: no ringing, no new lobes)."""
+    # exp(-2 pi^2 s^2 k^2) = 1/2 at k = 1 / resolution
+    sigma_A = resolution_A * np.sqrt(np.log(2.0) / 2.0) / np.pi
+    return ndimage.gaussian_filter(volume.data, sigma_A / volume.pixel_size_A, mode="nearest", output=np.float32)
+
+
+def soft_mask(binary: NDArray[np.bool_], soft_edge_px: float) -> NDArray[np.float32]:
+    """1 inside `binary` (z, y, x), falling to 0 as a raised cosine of the distance over `soft_edge_px` outside it."""
+    if soft_edge_px <= 0:
+        return binary.astype(np.float32)
+    distance = _distance_outside(binary)
+    ramp = 0.5 + 0.5 * np.cos(np.pi * np.minimum(distance / soft_edge_px, 1.0))
+    return np.where(binary, 1.0, ramp).astype(np.float32)
+
+
+def automatic_mask(
+    map: Volume, lowpass_A: float = 10.0, threshold: float | None = None, dilate_A: float = 2.0, soft_A: float = 5.0
+) -> Volume:
+    """A soft mask around the molecule: low-pass, threshold, main pieces, holes filled, dilated, soft edge.
+
+    `threshold` is in the map's own units, on the low-passed map; None chooses it: the higher of 15 % of the mean
+    density of the molecule (a smeared moving domain is still inside) and 3 standard deviations of the solvent.
+    Pieces smaller than 5 % of the largest are dropped. Raises ValueError, with the map's range, when nothing
+    lies above the threshold.
+    """
+    smooth = lowpass(map, lowpass_A)
+    level = _automatic_threshold(smooth) if threshold is None else threshold
+    above = smooth > level
+    if not above.any():
+        raise ValueError(
+            f"no voxel of the map, low-passed to {lowpass_A:g} A, is above the mask threshold {level:g} (the map's range "
+            f"there is {smooth.min():g} to {smooth.max():g}); lower mask_threshold, set it to 0 for an automatic one, or "
+            "give a mask"
+        )
+    binary = ndimage.binary_fill_holes(_main_pieces(above))
+    if dilate_A > 0:
+        binary = binary | (_distance_outside(binary) * map.pixel_size_A <= dilate_A)
+    return Volume(soft_mask(binary, soft_A / map.pixel_size_A), map.pixel_size_A)
+
+
+def check_mask(mask: Volume, map: Volume) -> list[str]:
+    """All that makes `mask` unusable with `map`, as sentences; empty when nothing does."""
+    problems = []
+    if mask.box != map.box:
+        problems.append(
+            f"the mask's box is {mask.box} px but the map's is {map.box} px; make the mask from this map, or resample it"
+        )
+    if abs(mask.pixel_size_A - map.pixel_size_A) > 0.01 * map.pixel_size_A:
+        problems.append(
+            f"the mask's pixel size is {mask.pixel_size_A:g} A but the map's is {map.pixel_size_A:g} A; "
+            "set the right one in the mask's MRC header"
+        )
+    if not np.isfinite(mask.data).all():
+        return [*problems, "the mask holds values that are not finite; expected numbers from 0 to 1"]
+    low, high = float(mask.data.min()), float(mask.data.max())
+    if high <= 1e-3:
+        problems.append(f"the mask is empty (its largest value is {high:g}); expected 1 inside the molecule")
+    elif low < -0.01 or high > 1.01:
+        problems.append(f"the mask's values run from {low:g} to {high:g}; expected 0 to 1 (is this a map, not a mask?)")
+    elif (mask.data > 1e-3).mean() > 0.9:
+        problems.append("the mask covers more than 90 % of the box; expected one that follows the molecule")
+    return problems
+
+
+def _automatic_threshold(smooth: NDArray[np.float32]) -> float:
+    """Level between solvent and molecule on a low-passed map: from a two-class split and the solvent's spread."""
+    solvent = float(np.median(smooth))
+    # One-sided spread: the molecule is above the median, so what is below it is solvent alone.
+    below = solvent - smooth[smooth <= solvent]
+    sigma = 1.4826 * float(np.median(below))
+    split = solvent + 0.3 * (float(np.quantile(smooth, 0.9995)) - solvent)
+    molecule = smooth[smooth > split]
+    if molecule.size == 0:
+        return split
+    return solvent + max(LEVEL_FRACTION * (float(molecule.mean()) - solvent), LEVEL_SIGMAS * sigma)
+
+
+def _main_pieces(binary: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected piece, and those of at least KEEP_FRACTION of its size."""
+    labels, _ = ndimage.label(binary)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    keep = sizes >= KEEP_FRACTION * sizes.max()
+    keep[0] = False
+    return keep[labels]
+
+
+def _distance_outside(binary: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Distance in voxels from each voxel outside `binary` to the nearest one inside; 0 inside.
+
+    Raises ValueError when nothing is inside: no distance is defined then.
+    """
+    if not binary.any():
+        raise ValueError("the mask is empty; expected at least one voxel inside")
+    return ndimage.distance_transform_edt(~binary)

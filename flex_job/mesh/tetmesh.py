@@ -1,0 +1,140 @@
+"""The tetrahedral mesh that carries the motion: data, files, geometry of its cells."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TetMesh", "cell_gradients", "cell_quality", "cell_volumes"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TetMesh:
+    """Linear tetrahedra in the canonical frame.
+
+    - `vertices_A` (V, 3) float64: xyz, angstrom, relative to the box centre (voxel box // 2).
+    - `cells` (T, 4) int32: vertex numbers, positively oriented: det(x1 - x0, x2 - x0, x3 - x0) > 0.
+    - `rigidity` (T,) float32: weights w_j of the local rigidity (3DFlex eq. 5); 1 in the densest cells. Cells of a
+      rigid segment have more than 1 (`flex_job.mesh.weights.RIGID_WEIGHT`).
+    - `motion` (V,) float32: factor on each vertex's displacement, 0 in the zero-motion mask, else 1.
+    - `segment` (T,) int32: segment of each cell, 0 when there is no segmentation. Segments that are not fused share
+      no vertices, though they may touch.
+
+    Raises ValueError, naming every problem, when shapes, numbers or orientation are not those.
+    """
+
+    vertices_A: NDArray[np.float64]
+    cells: NDArray[np.int32]
+    rigidity: NDArray[np.float32]
+    motion: NDArray[np.float32]
+    segment: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise ValueError("not a usable tetrahedral mesh: " + "; ".join(problems))
+
+    @classmethod
+    def plain(cls, vertices_A: NDArray[np.float64], cells: NDArray[np.int32]) -> TetMesh:
+        """A mesh of one segment, all its cells of weight 1 and all its vertices free to move."""
+        count = len(cells)
+        free = np.ones(len(vertices_A), dtype=np.float32)
+        return cls(vertices_A, cells, np.ones(count, dtype=np.float32), free, np.zeros(count, dtype=np.int32))
+
+    def save(self, path: str | Path) -> Path:
+        """Write .npz: aside first, then renamed over `path`."""
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.part")
+        with open(aside, "wb") as file:
+            np.savez_compressed(
+                file,
+                schema=np.int32(SCHEMA),
+                vertices_A=self.vertices_A,
+                cells=self.cells,
+                rigidity=self.rigidity,
+                motion=self.motion,
+                segment=self.segment,
+            )
+        os.replace(aside, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> TetMesh:
+        """Read what `save` wrote. Raises ValueError, with the path, for anything else."""
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                schema = int(file["schema"])
+                if schema != SCHEMA:
+                    raise ValueError(f"schema {schema}; this version reads schema {SCHEMA}")
+                return cls(
+                    vertices_A=file["vertices_A"].astype(np.float64),
+                    cells=file["cells"].astype(np.int32),
+                    rigidity=file["rigidity"].astype(np.float32),
+                    motion=file["motion"].astype(np.float32),
+                    segment=file["segment"].astype(np.int32),
+                )
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file; expected a mesh (.npz)") from None
+        except Exception as error:
+            raise ValueError(f"{path}: not a mesh written by flex-job ({error})") from error
+
+
+def cell_volumes(vertices_A: NDArray[np.floating], cells: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Signed volumes (T,) in cubic angstrom; positive for a positively oriented cell."""
+    edges = _edges(vertices_A, cells)
+    return np.einsum("ij,ij->i", edges[:, 0], np.cross(edges[:, 1], edges[:, 2])) / 6
+
+
+def cell_quality(vertices_A: NDArray[np.floating], cells: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Mean-ratio quality (T,): 1 for the regular tetrahedron, 0 for a flat one, negative for an inverted one.
+
+    12 (3 V)^(2/3) / sum of squared edge lengths (Liu and Joe 1994).
+    """
+    corners = np.asarray(vertices_A, dtype=np.float64)[cells]
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    squares = sum(((corners[:, a] - corners[:, b]) ** 2).sum(axis=1) for a, b in pairs)
+    volumes = cell_volumes(vertices_A, cells)
+    return np.sign(volumes) * 12 * (3 * np.abs(volumes)) ** (2 / 3) / squares
+
+
+def cell_gradients(mesh: TetMesh) -> NDArray[np.float64]:
+    """Gradients (T, 4, 3) of the four shape functions of each cell, 1/A.
+
+    For vertex displacements u_k (3,) the displacement gradient is du_a/dx_b = sum_k u_k[a] g_k[b], constant in the
+    cell, and A_j = I + grad u (3DFlex eq. 5). The four gradients of a cell sum to zero.
+    """
+    # Rows of the inverse transposed edge matrix are the gradients of shape functions 1 to 3.
+    inverse = np.linalg.inv(_edges(mesh.vertices_A, mesh.cells))
+    last_three = np.swapaxes(inverse, 1, 2)
+    return np.concatenate([-last_three.sum(axis=1, keepdims=True), last_three], axis=1)
+
+
+def _edges(vertices_A: NDArray[np.floating], cells: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Edge vectors (T, 3, 3) from vertex 0 to vertices 1, 2, 3, as rows."""
+    corners = np.asarray(vertices_A, dtype=np.float64)[cells]
+    return corners[:, 1:] - corners[:, :1]
+
+
+def _problems(mesh: TetMesh) -> list[str]:
+    vertices, cells = mesh.vertices_A, mesh.cells
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or cells.ndim != 2 or cells.shape[1] != 4 or len(cells) == 0:
+        return [f"vertices {vertices.shape} and cells {cells.shape}; expected (V, 3) and (T, 4) with T > 0"]
+    problems = []
+    for name, expected in (("rigidity", len(cells)), ("segment", len(cells)), ("motion", len(vertices))):
+        if getattr(mesh, name).shape != (expected,):
+            problems.append(f"{name} has shape {getattr(mesh, name).shape}; expected ({expected},)")
+    if not np.isfinite(vertices).all():
+        problems.append("some vertices are not finite")
+    if cells.min() < 0 or cells.max() >= len(vertices):
+        return [*problems, f"cells name vertices {cells.min()} to {cells.max()}; there are {len(vertices)}"]
+    wrong = int((cell_volumes(vertices, cells) <= 0).sum())
+    if wrong:
+        problems.append(f"{wrong} of {len(cells)} cells are flat or inverted (volume not above 0)")
+    return problems
