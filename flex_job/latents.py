@@ -1,0 +1,97 @@
+"""Latent coordinates of particles given map and flow: Gauss-Newton with posterior covariance, or coordinate descent."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flex_job.flow import FlowGenerator
+from flex_job.imaging import ImageModel
+from flex_job.particles import Batch
+
+__all__ = ["coordinate_descent", "gauss_newton", "normal_equations"]
+
+MAX_STEP = 1.0  # longest Gauss-Newton step, in standard deviations of the prior
+
+
+def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Real inner products (b, i, j) of coefficient images a (b, i, ...) and b (b, j, ...)."""
+    first = torch.view_as_real(a).flatten(2)
+    second = torch.view_as_real(b).flatten(2)
+    return first @ second.transpose(1, 2)
+
+
+def normal_equations(
+    model: ImageModel, values: NDArray[np.float32], batch: Batch, q: torch.Tensor, dq: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """J^T J (b, k, k), J^T r (b, k) and |r|^2 / 2 (b,) for derivatives of the vertices dq (b, k, V, 2) at q."""
+    image, slopes = model.derivative(values, q, dq)
+    residual = batch.data - batch.transfer * image
+    slopes = batch.transfer[:, None] * slopes
+    loss = 0.5 * torch.view_as_real(residual).square().sum((1, 2, 3))
+    return _inner(slopes, slopes), _inner(slopes, residual[:, None])[..., 0], loss
+
+
+def gauss_newton(
+    model: ImageModel,
+    values: NDArray[np.float32],
+    flow: FlowGenerator,
+    batch: Batch,
+    vertices_A: torch.Tensor,
+    z: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One damped step (J^T J + I) dz = J^T r - z per particle, its length at most MAX_STEP.
+
+    Returns the latents (b, K), the posterior covariance (J^T J + I)^-1 (b, K, K) and the data term (b,) before it.
+    """
+    u, du = flow.with_derivative(z)
+    q = model.positions(batch.projections, batch.origins_px, vertices_A + u)
+    dq = (du @ batch.projections.transpose(1, 2)[:, None]) * model.oversampling
+    hessian, gradient, loss = normal_equations(model, values, batch, q, dq.contiguous())
+    precision = hessian + torch.eye(z.shape[1])
+    step = torch.linalg.solve(precision, (gradient - z)[..., None])[..., 0]
+    step *= (MAX_STEP / step.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+    return z + step, torch.linalg.inv(precision), loss
+
+
+def coordinate_descent(
+    model: ImageModel,
+    values: NDArray[np.float32],
+    flow: FlowGenerator,
+    batch: Batch,
+    vertices_A: torch.Tensor,
+    z: torch.Tensor,
+    width: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The paper's option: for one latent after the other try one step down and up, and take the parabola's minimum.
+
+    Same returns as `gauss_newton`; the covariance is diagonal, from the curvature along each coordinate.
+    """
+    z = z.clone()
+
+    def objective(at: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            q = model.positions(batch.projections, batch.origins_px, vertices_A + flow(at))
+        residual = batch.data - batch.transfer * model.transform(values, q)
+        return 0.5 * torch.view_as_real(residual).square().sum((1, 2, 3)) + 0.5 * at.square().sum(1)
+
+    here = objective(z)
+    before = here - 0.5 * z.square().sum(1)
+    curvature = torch.ones_like(z)
+    for k in range(z.shape[1]):
+        step = torch.zeros_like(z)
+        step[:, k] = width
+        below, above = objective(z - step), objective(z + step)
+        bend = (below + above - 2 * here) / width**2
+        curvature[:, k] = bend.clamp(min=1.0)  # the prior alone bends by one
+        slope = (above - below) / (2 * width)
+        newton = (-slope / bend.clamp(min=1e-6)).clamp(-2 * width, 2 * width)
+        downhill = torch.where(above < below, width, -width)
+        move = torch.where(bend > 0, newton, downhill)
+        trial = z.clone()
+        trial[:, k] += move
+        after = objective(trial)
+        better = after < here
+        z, here = torch.where(better[:, None], trial, z), torch.where(better, after, here)
+    return z, torch.diag_embed(1 / curvature), before
