@@ -1,0 +1,80 @@
+"""The report's look: colours that colour-blind readers can tell apart (Okabe & Ito), type sizes, small axes helpers."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+__all__ = [
+    "ACCENT",
+    "FIRST",
+    "FLEX",
+    "GREY",
+    "INK",
+    "LAST",
+    "MAP_COLOUR",
+    "MOTION_RAMP",
+    "PAPER",
+    "RC",
+    "RIGID",
+    "STILL",
+    "quiet",
+    "scale_bar",
+]
+
+INK = "#1f2933"
+GREY = "#6b7785"
+PAPER = "#f4f6f8"
+RIGID = "#7b8794"
+FLEX = "#0072b2"
+ACCENT = "#d55e00"
+FIRST = "#0072b2"
+LAST = "#e69f00"
+MAP_COLOUR = "#8fb3cf"
+STILL = "#c3cad2"
+MOTION_RAMP = ("#d3d9df", "#f3d98b", "#ec9a3c", "#cc4b37", "#75184a")
+"""From still to moving; it darkens all the way, so that it reads without colour too."""
+
+RC: dict[str, object] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 3,
+    "image.interpolation": "antialiased",
+}
+
+
+def quiet(axes: Axes) -> None:
+    """No ticks, no frame: for pictures."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def scale_bar(axes: Axes, width_A: float, *, colour: str = INK) -> None:
+    """A bar of a round length, a fifth to a third of the picture, at the lower left; the x axis must be in angstrom."""
+    length = next((nice for nice in (500, 200, 100, 50, 30, 20, 10, 5, 2) if nice <= width_A / 3), 1)
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    x, y = left + 0.04 * (right - left), bottom + 0.03 * (top - bottom)
+    axes.plot([x, x + length * (1 if right > left else -1)], [y, y], color=colour, lw=1.8, solid_capstyle="butt")
+    end = x + length * (1 if right > left else -1)
+    axes.annotate(f"{length} Å", (end, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5, color=colour)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
