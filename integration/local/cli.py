@@ -1,0 +1,160 @@
+"""The command line: `flex-job <job>` and one console script per RELION job, all the same code.
+
+Nothing heavy is imported before a job starts, so --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from integration.local.options import JobCommand, SectionOption, job_command, parameter_option
+from job_specs.jobs import JOBS, pick
+from job_specs.parameter import parameters_of
+from job_specs.parameters import SimulateParameters
+
+__all__ = ["generate", "main", "reconstruct", "refine", "train"]
+
+
+def _run_job(job: str, options: Mapping[str, str]) -> int:
+    from integration.relion.job import run
+
+    return run(job, options)
+
+
+def _simulate(**given: str | None) -> int:
+    declared = {entry.name: entry for entry in parameters_of(SimulateParameters)}
+    flags = {name: value for name, value in given.items() if name != "o" and value not in (None, "")}
+    values, found = pick(declared, flags, "command line")
+    if found:
+        raise click.UsageError("\n".join(found))
+    parameters = SimulateParameters(**values)
+    from integration.relion.simulate import simulate_project
+
+    folder = Path(given["o"] or ".")
+    try:
+        simulate_project(
+            folder,
+            motion=parameters.motion,
+            particles=parameters.particles,
+            box=parameters.box,
+            pixel_size_A=parameters.pixel_size,
+            snr=parameters.snr,
+            seed=parameters.seed,
+        )
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{parameters.particles} particles of {parameters.box} px in the RELION project {folder}")
+    return 0
+
+
+def _docs() -> int:
+    from integration.local.docs import parameter_tables
+
+    click.echo(parameter_tables(), nl=False)
+    return 0
+
+
+def _template(job: str, output: str | None) -> int:
+    from integration.relion.template import render
+
+    text = render(JOBS[job])
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        Path(output).write_text(text)
+    return 0
+
+
+def _commands() -> click.Group:
+    group = click.Group("flex-job", help="Motion-based flexible refinement of single-particle cryo-EM data.")
+    for job in JOBS.values():
+        group.add_command(job_command(job, _run_job))
+    folder = SectionOption("--o", "o", section="Output", metavar="FOLDER", required=True, help="RELION project folder")
+    simulated = [parameter_option(entry, "simulate") for entry in parameters_of(SimulateParameters)]
+    group.add_command(
+        JobCommand(
+            "simulate",
+            params=[folder, *simulated],
+            callback=_simulate,
+            help="Simulate particles of a moving antibody with noise, CTF, shifts and half-sets, as a RELION project.",
+            short_help="Simulate a RELION project",
+        )
+    )
+    group.add_command(click.Command("docs", callback=_docs, help="Print the parameter tables of docs/parameters.md."))
+    relion = click.Group("relion", help="Helpers for RELION users.")
+    relion.add_command(
+        click.Command(
+            "template",
+            params=[
+                click.Argument(["job"], type=click.Choice(list(JOBS)), default="refine"),
+                click.Option(["--output"], metavar="FILE", help="File to write instead of printing"),
+            ],
+            callback=_template,
+            help="Print a job.star for RELION's External job, to be filled in or added by relion_pipeliner.",
+        )
+    )
+    group.add_command(relion)
+    return group
+
+
+def _execute(command: click.Command, args: Sequence[str], name: str) -> int:
+    """Run a command; a usage error is shown, and also left to RELION as a failed job. Returns the exit code."""
+    try:
+        code = command.main(args=list(args), prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        _leave_failure(args)
+        return error.exit_code
+    except click.Abort:
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _leave_failure(args: Sequence[str]) -> None:
+    """Mark the job directory that the arguments name, if it is one, as failed: else RELION waits for ever."""
+    from integration.relion.host import RelionJob
+
+    for token, following in zip(args, [*args[1:], ""], strict=True):
+        folder = following if token == "--o" else token[4:] if token.startswith("--o=") else ""
+        if folder and Path(folder).is_dir():
+            try:
+                RelionJob(Path(folder)).finish("FAILURE")
+            except OSError as error:
+                click.echo(f"{folder}: cannot leave RELION_JOB_EXIT_FAILURE ({error.strerror})", err=True)
+
+
+def main() -> None:
+    """Entry point of flex-job."""
+    sys.exit(_execute(_commands(), sys.argv[1:], "flex-job"))
+
+
+def _script(job: str) -> None:
+    sys.exit(_execute(job_command(JOBS[job], _run_job), sys.argv[1:], f"relion_flex_{job}"))
+
+
+def refine() -> None:
+    """Entry point of relion_flex_refine."""
+    _script("refine")
+
+
+def train() -> None:
+    """Entry point of relion_flex_train."""
+    _script("train")
+
+
+def reconstruct() -> None:
+    """Entry point of relion_flex_reconstruct."""
+    _script("reconstruct")
+
+
+def generate() -> None:
+    """Entry point of relion_flex_generate."""
+    _script("generate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""docs/parameters.md, written from job_specs."""
+
+from __future__ import annotations
+
+from integration.local.options import GROUP_TITLES
+from job_specs.jobs import JOBS, JobSpec
+from job_specs.parameter import Parameter, parameters_of
+from job_specs.parameters import RefineParameters, SimulateParameters
+
+__all__ = ["parameter_tables"]
+
+INTRODUCTION = """\
+# Jobs and parameters
+
+Written by `flex-job docs > docs/parameters.md`; a test keeps it in step with `job_specs/`.
+
+Every parameter is a flag (`--latent_dims 1` or `--latent-dims 1`), a key of the YAML file given as `--config`, and,
+where marked **main**, a row of RELION's External form (`flex-job relion template` prints one). Flags win over the file.
+The last column has the words of cryoSPARC's 3DFlex forms for the same quantity, where there is one; its defaults and
+units can differ.
+"""
+
+
+def parameter_tables() -> str:
+    """The whole page as Markdown."""
+    parts = [INTRODUCTION, *map(_job_section, JOBS.values())]
+    defaults = RefineParameters()
+    for group in ("prep", "mesh", "train", "reconstruct", "generate", "run"):
+        parts.append(_parameter_section(GROUP_TITLES[group], group, parameters_of(getattr(defaults, group))))
+    parts.append(_parameter_section(GROUP_TITLES["simulate"], "", parameters_of(SimulateParameters)))
+    return "\n".join(parts)
+
+
+def _job_section(job: JobSpec) -> str:
+    inputs = [f"| {entry.kind} | {entry.help} | {'yes' if entry.required else ''} |" for entry in job.inputs]
+    outputs = [f"| `{entry.file}` | {entry.help} |" for entry in job.outputs]
+    titles = ", ".join(GROUP_TITLES[group].lower() for group in job.groups)
+    return "\n".join(
+        [
+            f"## Job `{job.name}`: {job.title.lower()}",
+            "",
+            job.help,
+            "",
+            "| input | what | required |",
+            "|---|---|---|",
+            *inputs,
+            "",
+            "| output | what |",
+            "|---|---|",
+            *outputs,
+            "",
+            f"Parameters: {titles}.",
+            "",
+        ]
+    )
+
+
+def _parameter_section(title: str, group: str, declared: tuple[Parameter, ...]) -> str:
+    jobs = ", ".join(f"`{job.name}`" for job in JOBS.values() if group in job.groups) or "`simulate`"
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            f"Taken by {jobs}.",
+            "",
+            "| parameter | default | expected | what | tier | in cryoSPARC |",
+            "|---|---|---|---|---|---|",
+            *map(_row, declared),
+            "",
+        ]
+    )
+
+
+def _row(entry: Parameter) -> str:
+    default = ("yes" if entry.default else "no") if entry.kind is bool else entry.default
+    tier = "**main**" if entry.tier == "main" else ""
+    shown = f"`{default}`" if default != "" else ""
+    return f"| `{entry.name}` | {shown} | {entry.expected} | {entry.help} | {tier} | {entry.cryosparc} |"

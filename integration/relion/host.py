@@ -1,0 +1,162 @@
+"""RELION's side of a job directory: exit files, abort file, signals, output nodes. Standard library only.
+
+Without one of the exit files RELION believes for ever that the job runs, so exactly one is left at the end; the
+exception is a job that its scheduler will start again, which is still running as far as RELION is concerned.
+Sources: RELION ver3.1, ver4.0, ver5.0 (pipeline_jobs, pipeliner); exit codes as in RELION's pipeline_control.h.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from job_specs.jobs import Output
+
+__all__ = ["EXIT_CODES", "RelionJob", "relion_version", "requeue_expected", "write_nodes"]
+
+EXIT_CODES = {"SUCCESS": 0, "FAILURE": 1, "ABORTED": 2}
+ABORT_FILES = ("RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW")
+NODES_FILE = "RELION_OUTPUT_NODES.star"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# output kind -> (integer of 3.1, label of 4.0, label of 5.0); kinds that RELION has no node for are not listed
+NODE_TYPES: dict[str, tuple[int, str, str]] = {
+    "particles": (3, "ParticlesData.star.relion", "ParticleGroupMetadata.star.relion"),
+    "map": (6, "DensityMap.mrc", "DensityMap.mrc"),
+    "mask": (7, "Mask3D.mrc", "Mask3D.mrc"),
+    "half_map": (10, "DensityMap.mrc.halfmap", "DensityMap.mrc.halfmap"),
+    "logfile": (13, "LogFile.pdf.relion", "LogFile.pdf.relion"),
+}
+
+
+class RelionJob:
+    """A job directory while its job runs: a context that takes signals and watches for RELION's Abort.
+
+    `folder` is created when missing. Raises OSError from `__enter__` where the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, poll_seconds: float = 1.0) -> None:
+        self.folder = folder
+        self.signal_name = ""
+        self._poll_seconds = poll_seconds
+        self._next_poll = 0.0
+        self._abort_seen = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> RelionJob:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # RELION clears these before it starts a job, a scheduler's requeue does not
+        for name in (*(_exit_file(status) for status in EXIT_CODES), *ABORT_FILES):
+            (self.folder / name).unlink(missing_ok=True)
+        probe = self.folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        for number in STOP_SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name:
+            raise KeyboardInterrupt  # the second Ctrl-C means now
+        self.signal_name = signal.Signals(number).name
+
+    @property
+    def aborted(self) -> bool:
+        """Whether RELION's (or ccpem-pipeliner's) Abort button was pressed; looks at the disk once a second."""
+        now = time.monotonic()
+        if not self._abort_seen and now >= self._next_poll:
+            self._next_poll = now + self._poll_seconds
+            self._abort_seen = any((self.folder / name).exists() for name in ABORT_FILES)
+        return self._abort_seen
+
+    def should_stop(self) -> bool:
+        """Whether the work should be checkpointed and ended: abort file, TERM, USR1 or Ctrl-C."""
+        return bool(self.signal_name) or self.aborted
+
+    def finish(self, status: str) -> int:
+        """Leave the exit file of `status` (a key of EXIT_CODES) as the only one; returns the exit code."""
+        for other in EXIT_CODES:
+            if other != status:
+                (self.folder / _exit_file(other)).unlink(missing_ok=True)
+        (self.folder / _exit_file(status)).touch()
+        for name in ABORT_FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        return EXIT_CODES[status]
+
+
+def _exit_file(status: str) -> str:
+    return f"RELION_JOB_EXIT_{status}"
+
+
+def requeue_expected(environment: Mapping[str, str] = os.environ, show_job: Callable[[str], str] | None = None) -> bool:
+    """Whether SLURM will start this job again after the signal it just sent.
+
+    True for a job that may be requeued and is not being cancelled. Where SLURM does not answer, False: a job that
+    says FAILURE can be continued by hand, one that says nothing would seem to run for ever.
+    """
+    job_id = environment.get("SLURM_JOB_ID", "")
+    if not job_id:
+        return False
+    text = (show_job or _scontrol_show_job)(job_id)
+    state = re.search(r"\bJobState=(\w+)", text)
+    ended = state is not None and state[1] in ("CANCELLED", "TIMEOUT", "COMPLETED", "FAILED", "NODE_FAIL")
+    return "Requeue=1" in text.split() and not ended
+
+
+def _scontrol_show_job(job_id: str) -> str:
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "job", "-o", job_id], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def relion_version(folder: Path) -> int:
+    """Major version of the RELION that started this job, from <folder>/job.star: 3, 4 or 5; 5 when there is none."""
+    try:
+        text = (folder / "job.star").read_text(errors="replace")
+    except OSError:
+        return 5
+    if "_rlnJobTypeLabel" not in text:
+        return 3
+    stamp = re.search(r"#\s*version\s+(\d+)", text)
+    return 4 if stamp is not None and int(stamp[1]) < 50000 else 5
+
+
+def write_nodes(folder: Path, outputs: Iterable[Output], version: int) -> Path:
+    """Write RELION_OUTPUT_NODES.star for the outputs that exist in `folder`; returns its path.
+
+    Both node columns always stand together: 3.1 reads the integer, 4.0 and 5.0 the label, whose name for particles
+    differs between the two. Node names are `folder` as given (relative to the project) plus the file.
+    """
+    rows = []
+    for output in outputs:
+        if output.kind not in NODE_TYPES:
+            continue
+        number, label_4, label_5 = NODE_TYPES[output.kind]
+        label = label_4 if version == 4 else label_5
+        rows += [f"{folder.as_posix()}/{path.name} {label} {number}" for path in sorted(folder.glob(output.file))]
+    columns = ("_rlnPipeLineNodeName", "_rlnPipeLineNodeTypeLabel", "_rlnPipeLineNodeType")
+    header = [f"{name} #{number}" for number, name in enumerate(columns, start=1)]
+    path = folder / NODES_FILE
+    aside = folder / f".{NODES_FILE}.part"
+    aside.write_text("\n".join(["", "data_output_nodes", "", "loop_", *header, *rows, "", ""]))
+    os.replace(aside, path)
+    return path

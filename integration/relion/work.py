@@ -1,0 +1,56 @@
+"""The work of each job, between RELION's files and the engine. Heavy imports are fine here, `job.py` loads it late."""
+
+from __future__ import annotations
+
+from flex_job.events import Events
+from flex_job.manifest import Manifest
+from flex_job.refine import Refinement, refine
+from integration.relion.consensus import checked_consensus
+from integration.relion.from_model import generate, reconstruct
+from integration.relion.request import Request
+from integration.relion.write import write_fsc_star, write_particles
+from job_specs.parameters import names_in
+
+__all__ = ["work"]
+
+
+def work(request: Request, problems: list[str], events: Events) -> None:
+    """Do what `request` asks. `problems` already found are told together with those of the input files.
+
+    Raises InputProblems before any work when there is one, StopRequested when the host asked for a stop.
+    """
+    if request.job.name == "generate":
+        generate(request, problems, events)
+        return
+    if request.job.name == "reconstruct":
+        reconstruct(request, problems, events)
+    else:
+        _from_consensus(request, problems, events)
+    # a later job finds its input files here
+    Manifest(request.folder).describe(read={kind: str(path) for kind, path in request.inputs.items()})
+
+
+def _from_consensus(request: Request, problems: list[str], events: Events) -> None:
+    """refine, or the part of its chain that prep, mesh or train stand for."""
+    columns = names_in(request.parameters.train.latent_columns)
+    consensus = checked_consensus(request, problems, columns)
+    if request.job.name == "refine":
+        result = refine(consensus, request.parameters, request.folder, events)
+        write_fsc_star(request.folder / "fsc.star", result.rigid, result.flex)
+        model, summary = result.model, result.summary
+    else:
+        run = Refinement(consensus, request.parameters, request.folder, events)
+        if request.job.name == "prep":
+            stack, _ = run.training_particles
+            events.message(f"{len(stack)} particles of {stack.box} px and {stack.pixel_size_A:.3f} A in {stack.path}")
+            return
+        if request.job.name == "mesh":
+            events.message(f"{len(run.mesh.vertices_A)} vertices and {len(run.mesh.cells)} cells in mesh.npz")
+            return
+        model, summary = run.model, ()
+        run.clean()
+    write_particles(request.inputs["particles"], request.folder / "particles.star", model.latents, model.latent_std)
+    for line in summary:
+        events.message(line)
+    if request.job.name == "refine":
+        events.message(f"report: {request.folder / 'report.html'}")

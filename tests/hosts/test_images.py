@@ -1,0 +1,149 @@
+"""The image reader gives what mrcfile gives, for every kind of stack, and finds what is wrong with stacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flex_job import images as module
+from flex_job.consensus import Consensus, OpticsGroup
+from flex_job.images import ImageReader, read_header
+from flex_job.volume import Volume
+
+BOX, SMALL = 16, 12
+
+
+def consensus(stacks: list[Path], stack_index: list[int], image_index: list[int], groups: list[int]) -> Consensus:
+    count, zero = len(groups), np.zeros(len(groups))
+    return Consensus(
+        rotations=np.tile(np.eye(3), (count, 1, 1)),
+        origins_A=np.zeros((count, 2)),
+        halves=np.ones(count, dtype=np.int8),
+        optics_index=np.array(groups, dtype=np.int32),
+        optics=(OpticsGroup("a", BOX, 2.0, 300.0, 2.7, 0.1), OpticsGroup("b", SMALL, 3.0, 300.0, 2.7, 0.1)),
+        defocus_u_A=zero,
+        defocus_v_A=zero,
+        defocus_angle_rad=zero,
+        phase_shift_rad=zero,
+        ctf_bfactor_A2=zero,
+        ctf_scale=zero,
+        stack_paths=tuple(stacks),
+        stack_index=np.array(stack_index, dtype=np.int32),
+        image_index=np.array(image_index, dtype=np.int64),
+        map=Volume(np.zeros((2, 2, 2), dtype=np.float32), 2.0),
+    )
+
+
+def write_stack(path: Path, data: NDArray[np.generic], extended: bytes = b"") -> Path:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(data)
+        mrc.set_image_stack()
+        if extended:
+            mrc.set_extended_header(np.frombuffer(extended, dtype="V1"))
+    return path
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> tuple[Path, NDArray[np.float32]]:
+    data = np.random.default_rng(0).normal(size=(7, BOX, BOX)).astype(np.float32)
+    return write_stack(tmp_path / "a.mrcs", data), data
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int16, np.int8, np.uint16])
+def test_every_data_type_reads_as_float32(tmp_path: Path, dtype: type) -> None:
+    data: NDArray[Any] = np.random.default_rng(1).uniform(0, 100, (5, BOX, BOX)).astype(dtype)
+    path = write_stack(tmp_path / "a.mrcs", data, extended=b"x" * 160)
+    found = ImageReader(consensus([path], [0] * 3, [4, 0, 4], [0] * 3)).read(np.arange(3))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, data[[4, 0, 4]].astype(np.float32))
+
+
+def test_either_byte_order(tmp_path: Path, stack: tuple[Path, NDArray[np.float32]]) -> None:
+    path, data = stack
+    raw = path.read_bytes()
+    words = np.frombuffer(raw, dtype="<u4").byteswap().tobytes()
+    (tmp_path / "big.mrcs").write_bytes(words)
+    found = ImageReader(consensus([tmp_path / "big.mrcs"], [0], [2], [0])).read([0])
+    assert np.array_equal(found[0], data[2])
+
+
+def test_any_order_over_several_stacks_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OPEN_FILES", 2)
+    rng = np.random.default_rng(2)
+    data = rng.normal(size=(5, 4, BOX, BOX)).astype(np.float32)
+    paths = [write_stack(tmp_path / f"{number}.mrcs", block) for number, block in enumerate(data)]
+    stack_index, image_index = rng.integers(0, 5, 60), rng.integers(0, 4, 60)
+    reader = ImageReader(consensus(paths, stack_index.tolist(), image_index.tolist(), [0] * 60))
+    order = rng.permutation(60)
+    for _ in range(2):
+        assert np.array_equal(reader.read(order), data[stack_index[order], image_index[order]])
+        assert len(reader._files) <= 2
+    reader.close()
+    assert np.array_equal(reader.read(order[:1]), data[stack_index[order[:1]], image_index[order[:1]]])
+    assert reader.read([]).shape == (0, 0, 0)
+
+
+def test_one_optics_group_at_a_time(tmp_path: Path, stack: tuple[Path, NDArray[np.float32]]) -> None:
+    small = write_stack(tmp_path / "b.mrcs", np.ones((2, SMALL, SMALL), dtype=np.float32))
+    reader = ImageReader(consensus([stack[0], small], [0, 1], [0, 0], [0, 1]))
+    assert reader.check() == []
+    assert reader.read([1]).shape == (1, SMALL, SMALL)
+    with pytest.raises(ValueError, match="2 optics groups"):
+        reader.read([0, 1])
+
+
+def test_good_stacks_have_no_problems(stack: tuple[Path, NDArray[np.float32]]) -> None:
+    assert ImageReader(consensus([stack[0]], [0, 0], [0, 6], [0, 0])).check() == []
+
+
+def test_problems_are_found_and_told(tmp_path: Path, stack: tuple[Path, NDArray[np.float32]]) -> None:
+    good, data = stack
+    (tmp_path / "cut.mrcs").write_bytes(good.read_bytes()[: 1024 + 3 * BOX * BOX * 4 + 5])
+    (tmp_path / "text.mrcs").write_text("not an image\n" * 200)
+    (tmp_path / "short.mrcs").write_text("x")
+    stacks = [good, tmp_path / "none.mrcs", tmp_path / "cut.mrcs", tmp_path / "text.mrcs", tmp_path / "short.mrcs"]
+    expected = {
+        (1, 0, 0): "no such image stack",
+        (2, 0, 0): "truncated, 3 of the 7",
+        (3, 0, 0): "not an MRC",
+        (4, 0, 0): "shorter than an MRC header",
+        (0, 7, 0): "number 8 is asked for, the stack holds 7",
+        (0, -1, 0): "number 0 is asked for",
+        (0, 0, 1): f"images of {BOX} x {BOX} pixels; expected {SMALL} x {SMALL}",
+    }
+    for (stack_index, image, group), text in expected.items():
+        problems = ImageReader(consensus(stacks, [stack_index], [image], [group])).check()
+        assert len(problems) == 1 and text in problems[0], problems
+        if stack_index != 2:
+            with pytest.raises(ValueError, match=str(stacks[stack_index])):
+                ImageReader(consensus(stacks, [stack_index], [image], [group])).read([0])
+    with pytest.raises(ValueError, match="truncated, image 4"):
+        ImageReader(consensus(stacks, [2], [3], [0])).read([0])
+
+    many = [tmp_path / f"none{number}.mrcs" for number in range(30)]
+    problems = ImageReader(consensus(many, list(range(30)), [0] * 30, [0] * 30)).check()
+    assert len(problems) < 10 and "25 more" in problems[-1]
+
+    zero = consensus([good], [0], [0], [0])
+    zero = replace(zero, optics=(replace(zero.optics[0], pixel_size_A=0.0),))
+    assert any("pixel size 0" in problem for problem in ImageReader(zero).check())
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_nan_images_are_found_in_the_sample(tmp_path: Path, stack: tuple[Path, NDArray[np.float32]]) -> None:
+    data = stack[1].copy()
+    data[4, 3, 3] = np.nan
+    path = write_stack(tmp_path / "nan.mrcs", data)
+    (problem,) = ImageReader(consensus([path], [0] * 7, list(range(7)), [0] * 7)).check()
+    assert "1 of 7 sampled images" in problem and f"5@{path}" in problem
+
+
+def test_header_of_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_header(tmp_path)
