@@ -7,10 +7,15 @@ from torch import nn
 
 __all__ = ["FlowGenerator"]
 
+UNIT_A = 10.0
+"""The network's outputs are in this unit, so that weights of all layers are of one size and learn at one rate."""
+
 
 class FlowGenerator(nn.Module):
     """Fully connected ReLU network; the last layer is linear without bias and gives (b, n_vertices, 3) in angstroms.
 
+    A linear path goes past the hidden layers: u = L z + W h(z). The network could learn it (ReLU units come in
+    pairs), but then every straight motion would carry the units' creases; here h adds only what bends.
     `motion` (n_vertices,) multiplies the displacements: zero where motion is excluded (micelle, nanodisc).
     """
 
@@ -25,12 +30,15 @@ class FlowGenerator(nn.Module):
             hidden += [nn.Linear(width, following), nn.ReLU()]
         self.trunk = nn.Sequential(*hidden)
         self.last = nn.Linear(units, 3 * len(motion), bias=False)
+        self.straight = nn.Linear(latent_dims, 3 * len(motion), bias=False)
         self.register_buffer("motion", motion.float())
-        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.zeros_(self.last.weight)
+        nn.init.normal_(self.straight.weight, std=0.01 / UNIT_A)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Displacements u (b, n_vertices, 3) in angstroms at latents `z` (b, latent_dims)."""
-        return self.last(self.trunk(z)).view(len(z), -1, 3) * self.motion[:, None]
+        u = self.last(self.trunk(z)) + self.straight(z)
+        return u.view(len(z), -1, 3) * (UNIT_A * self.motion[:, None])
 
     def with_derivative(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u (b, V, 3) and its derivatives (b, K, V, 3) along each latent, no graph kept."""
@@ -42,15 +50,20 @@ class FlowGenerator(nn.Module):
                 else:
                     slopes = slopes * (features > 0)[:, None]
                     features = layer(features)
-            motion = self.motion[:, None]
-            u = self.last(features).view(len(z), -1, 3) * motion
-            return u, self.last(slopes).view(len(z), self.latent_dims, -1, 3) * motion
+            motion = UNIT_A * self.motion[:, None]
+            u = self.last(features) + self.straight(z)
+            du = self.last(slopes) + self.straight.weight.T
+            return u.view(len(z), -1, 3) * motion, du.view(len(z), self.latent_dims, -1, 3) * motion
 
     @torch.no_grad()
-    def fit_last_layer(self, z: torch.Tensor, u: torch.Tensor) -> None:
-        """Set the last layer by ridge regression so that the network reproduces displacements `u` (b, V, 3) at `z`."""
-        features = self.trunk(z).double()
-        gram = features.T @ features
-        gram += 1e-4 * gram.diagonal().mean() * torch.eye(self.units, dtype=gram.dtype)
-        weight = torch.linalg.solve(gram, features.T @ u.reshape(len(u), -1).double())
-        self.last.weight.copy_(weight.T.float())
+    def start_straight(self, fields: torch.Tensor) -> None:
+        """Begin as the linear flow u = sum_k z_k fields_k, fields (K, n_vertices, 3) in angstroms."""
+        self.straight.weight.copy_(fields.reshape(self.latent_dims, -1).T / UNIT_A)
+
+    @torch.no_grad()
+    def change_latents(self, matrix: torch.Tensor) -> None:
+        """Take latents z' with z = matrix z' from now on: no displacement changes."""
+        first = self.trunk[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.copy_(first.weight @ matrix)
+        self.straight.weight.copy_(self.straight.weight @ matrix)

@@ -61,19 +61,22 @@ class LeastSquares:
             self.events.check_stop()
             yield self.stack.batch(self.index[start : start + self.batch_size], box=self.model.box, band=self.band)
 
-    def right_hand_side(self) -> Array:
-        """sum_i A_i^T C_i I_i (n_voxels,); also sums the weights that make the preconditioner."""
+    def first_gradient(self, values: Array | None) -> Array:
+        """Gradient of the loss at `values` (zero when None); also sums the weights that make the preconditioner."""
         total = np.zeros(len(self.model.domain), np.float32)
         box = self.model.box
         weight = torch.zeros(box, box // 2 + 1, dtype=torch.float64)
         for batch in self.batches():
             weight += (batch.transfer**2 / batch.multiplicity).sum(0)
-            spectrum = batch.data * batch.transfer / batch.multiplicity
-            part, _ = self.model.gradient(spectrum, self.positions(batch))
+            q = self.positions(batch)
+            residual = -batch.data
+            if values is not None:
+                residual += batch.transfer * self.model.transform(values, q)
+            part, _ = self.model.gradient(residual * batch.transfer / batch.multiplicity, q)
             assert part is not None
             total += part
         self._set_filter(weight.numpy())
-        return total
+        return total if values is None else total + self.ridge * values
 
     def product(self, values: Array) -> Array:
         """sum_i A_i^T C_i^2 A_i applied to `values`, and the ridge."""
@@ -91,7 +94,7 @@ class LeastSquares:
         assert self._filter is not None
         domain = self.model.domain
         spectrum = np.fft.rfftn(domain.scatter(values)) * self._filter
-        return domain.gather(np.fft.irfftn(spectrum, s=(domain.box,) * 3))
+        return domain.gather(np.fft.irfftn(spectrum, s=(domain.box,) * 3, axes=(0, 1, 2)))
 
     def _set_filter(self, weight: NDArray[np.float64]) -> None:
         box, domain = self.model.box, self.model.domain
@@ -131,11 +134,11 @@ def solve(
 ) -> SolverState:
     """Minimise from `start` (zero when none) until an iteration lowers the loss by less than `tolerance` of the whole
     decrease so far. `state` continues an earlier call; `each` is called after every iteration (checkpoints)."""
-    rhs = problem.right_hand_side()
     if state is None:
-        values = np.zeros_like(rhs) if start is None else start.astype(np.float32)
-        gradient = -rhs if start is None else problem.product(values) - rhs
-        state = SolverState(values, gradient)
+        gradient = problem.first_gradient(start)
+        state = SolverState(np.zeros_like(gradient) if start is None else start.astype(np.float32), gradient)
+    else:
+        problem.first_gradient(None)
     while state.iteration < max_iterations and not state.converged:
         direction = -_two_loop(problem, state)
         slope = float(np.vdot(state.gradient, direction))

@@ -36,8 +36,8 @@ __all__ = ["Trainer", "train"]
 HISTORY = ("band limit (A)", "data term per coefficient", "rigidity", "latent spread", "posterior std", "motion (A)")
 BAND_OF_BOX = 0.8  # of Nyquist: up to there the spline on the plain grid is good to a few per cent
 RIGIDITY_SAMPLE = 8  # latents of a minibatch that the rigidity prior is evaluated at
-MAP_ITERATIONS = 4
-FINAL_VISITS = 2
+MAP_ITERATIONS = 2
+FAINT = 0.02  # of the largest density
 GIVEN_VARIANCE = 0.1  # of latents that another method found, which come without one
 
 
@@ -97,8 +97,11 @@ class Trainer:
         rise = max(1.0, p.band_epochs * p.epochs)
         return p.band_start + (p.band_end - p.band_start) * min(1.0, epoch / rise)
 
-    def level(self, band: float) -> tuple[_Level, float]:
-        """The coarsest grid that carries `band`, and the band as a fraction of its Nyquist."""
+    def level(self, band: float, *, whole: bool = False) -> tuple[_Level, float]:
+        """The coarsest grid that carries `band`, and the band as a fraction of its Nyquist.
+
+        Without `whole` voxels of hardly any density are left out: they move nothing that the images could show.
+        """
         full = self.stack.box
         box = min(full, max(16, 8 * int(np.ceil(band * full / BAND_OF_BOX / 8))))
         if box not in self._domains:
@@ -106,6 +109,9 @@ class Trainer:
         domain = self._domains[box]
         cut = band * full / 2 / self.stack.extent_A
         values = domain.gather(fourier_resize(low_pass(self.map, cut), box).data)
+        if not whole:
+            keep = np.abs(values) > FAINT * np.abs(values).max()
+            domain, values = domain.subset(keep), values[keep]
         model = ImageModel(domain, box, stack_box=full, stack_pixel_size_A=self.stack.pixel_size_A)
         return _Level(box, model, values), min(1.0, band * full / box)
 
@@ -128,9 +134,7 @@ class Trainer:
                 self.stack, self.mesh, level.model, level.values, p.latent_dims, band, p.batch, self.seed, self.events
             )
             self.latents, self.covariance = start.latents, start.covariance
-            z = torch.from_numpy(1.2 * rng.normal(size=(4000, p.latent_dims)).astype(np.float32))
-            fields = torch.from_numpy(start.fields)
-            self.flow.fit_last_layer(z, torch.einsum("bk,kva->bva", z, fields))
+            self.flow.start_straight(torch.from_numpy(start.fields))
             leading = ", ".join(f"{value:.2g}" for value in start.spectrum[: p.latent_dims + 3])
             self.events.message(
                 f"linear start in {time.monotonic() - began:.0f} s; signal-to-noise of its directions: {leading}"
@@ -138,14 +142,21 @@ class Trainer:
 
     # -- one epoch -----------------------------------------------------------------------------------------------
 
-    def infer(self, level: _Level, batch: Batch) -> float:
-        """Latent inference for a minibatch; returns the data term summed over its particles."""
+    def infer(self, index: NDArray[np.int64], levels: list[tuple[_Level, float]]) -> Batch:
+        """Latent inference for a minibatch, from coarse to fine: a motion of several times the finest detail has
+        false optima there, and the coarse step leads back from them. Returns the batch at the finest level."""
         method = gauss_newton if self.parameters.latent_method == "gauss_newton" else coordinate_descent
-        z = torch.from_numpy(self.latents[batch.index])
-        z, covariance, loss = method(level.model, level.values, self.flow, batch, self.vertices, z)
-        self.latents[batch.index] = z.numpy()
-        self.covariance[batch.index] = covariance.numpy()
-        return float(loss.sum())
+        z = torch.from_numpy(self.latents[index])
+        for level, band in levels:
+            batch = self.stack.batch(index, box=level.box, band=band)
+            z, covariance, _ = method(level.model, level.values, self.flow, batch, self.vertices, z)
+        self.latents[index], self.covariance[index] = z.numpy(), covariance.numpy()
+        return batch
+
+    def levels(self, band: float) -> list[tuple[_Level, float]]:
+        """The levels of latent inference: the band of the first epoch, then the present one."""
+        coarse = self.parameters.band_start
+        return [self.level(b) for b in ((coarse, band) if band > 1.2 * coarse else (band,))]
 
     def flow_step(self, level: _Level, batch: Batch, generator: torch.Generator) -> tuple[float, float]:
         """One optimiser step of the flow; returns data term (summed) and rigidity (mean per particle)."""
@@ -179,7 +190,8 @@ class Trainer:
         p = self.parameters
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.epoch)
-        level, band = self.level(self.band(self.epoch))
+        levels = self.levels(self.band(self.epoch))
+        level, band = levels[-1]
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.stack))
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         data_term = rigidity = coefficients = 0.0
@@ -187,9 +199,11 @@ class Trainer:
         began = time.monotonic()
         for number, chosen in enumerate(batches):
             self.events.check_stop()
-            batch = self.stack.batch(np.sort(chosen), box=level.box, band=band)
+            index = np.sort(chosen)
             if self.epoch >= p.fixed_latent_epochs:
-                self.infer(level, batch)
+                batch = self.infer(index, levels)
+            else:
+                batch = self.stack.batch(index, box=level.box, band=band)
             loss, stiff = self.flow_step(level, batch, generator)
             data_term += loss
             rigidity += stiff / len(batches)
@@ -199,35 +213,30 @@ class Trainer:
         if self.epoch >= p.fixed_latent_epochs:
             self.standardise_latents()
         self.epoch += 1
-        if p.map_every and self.epoch % p.map_every == 0 and self.epoch < p.epochs:
+        due = self.epoch - p.fixed_latent_epochs
+        if p.map_every and due >= 0 and due % p.map_every == 0 and self.epoch < p.epochs:
             self.solve_map()
         cut = 2 * self.stack.pixel_size_A / self.band(self.epoch - 1)
         spread, posterior = self.latents.std(), np.sqrt(np.diagonal(self.covariance, axis1=1, axis2=2).mean())
         values = [cut, data_term / coefficients, rigidity, spread, posterior, self.motion_rms()]
         self.history.append([float(value) for value in values])
 
-    @torch.no_grad()
     def standardise_latents(self) -> None:
-        """Move and scale the latents so that, posterior spread included, they follow their prior N(0, 1).
+        """Turn and scale the latents so that, posterior spread included, they follow their prior N(0, 1).
 
-        The flow's first layer takes the inverse, so that no displacement changes. Without it the rigidity prior
-        shrinks the flow while the latents grow, and their own prior then works against the motion.
+        The flow takes the inverse, so that no displacement changes. Without it the rigidity prior shrinks the flow
+        while the latents grow, and their own prior then works against the motion.
         """
-        mean = self.latents.mean(axis=0).astype(np.float64)
-        centred = self.latents - mean
-        total = centred.T @ centred / len(centred) + self.covariance.mean(axis=0)
-        root = np.linalg.cholesky(total + 1e-9 * np.eye(len(total)))
+        z = self.latents.astype(np.float64)
+        root = np.linalg.cholesky(z.T @ z / len(z) + self.covariance.mean(axis=0) + 1e-9 * np.eye(z.shape[1]))
         inverse = np.linalg.inv(root)
-        self.latents = (centred @ inverse.T).astype(np.float32)
+        self.latents = (z @ inverse.T).astype(np.float32)
         self.covariance = (inverse @ self.covariance @ inverse.T).astype(np.float32)
-        first = self.flow.trunk[0]
-        assert isinstance(first, torch.nn.Linear)
-        first.bias.add_(first.weight @ torch.from_numpy(mean).float())
-        first.weight.copy_(first.weight @ torch.from_numpy(root).float())
+        self.flow.change_latents(torch.from_numpy(root.astype(np.float32)))
 
     def solve_map(self) -> None:
         """Solve for the canonical map at the present band limit, latents and flow fixed."""
-        level, band = self.level(self.band(self.epoch))
+        level, band = self.level(self.band(self.epoch), whole=True)
 
         def positions(batch: Batch) -> torch.Tensor:
             with torch.no_grad():
@@ -242,13 +251,13 @@ class Trainer:
 
     def finish(self) -> FlexModel:
         """Last visits of the latents at the final band limit, and the model."""
-        self.solve_map()
-        level, band = self.level(self.parameters.band_end)
-        for _ in range(FINAL_VISITS):
-            for start in range(0, len(self.stack), self.parameters.batch):
-                self.events.check_stop()
-                index = np.arange(start, min(start + self.parameters.batch, len(self.stack)))
-                self.infer(level, self.stack.batch(index, box=level.box, band=band))
+        if self.parameters.map_every:
+            self.solve_map()
+        levels = self.levels(self.parameters.band_end)
+        for start in range(0, len(self.stack), self.parameters.batch):
+            self.events.check_stop()
+            index = np.arange(start, min(start + self.parameters.batch, len(self.stack)))
+            self.infer(index, [*levels, levels[-1]])
         return FlexModel(
             mesh=self.mesh,
             flow=self.flow,

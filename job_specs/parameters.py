@@ -178,7 +178,7 @@ class TrainParameters:
         2, help="First epochs in which the starting latents stay as they are", bounds=(0, 1000)
     )
     map_every: int = parameter(
-        4, help="Every how many epochs the canonical map is solved for; 0 keeps the consensus map", bounds=(0, 1000)
+        2, help="Every how many epochs the canonical map is solved for; 0 keeps the consensus map", bounds=(0, 1000)
     )
     batch: int = parameter(200, help="Particles in a minibatch", bounds=(1, 100_000))
     band_start: float = parameter(

@@ -141,3 +141,21 @@ def test_simulate_tells_what_cannot_be_simulated(
     monkeypatch.setattr("integration.relion.simulate.simulate_project", fail)
     assert run_main(monkeypatch, "simulate", "--o", str(tmp_path / "new"), "--box", "16") == 1
     assert "too small" in capsys.readouterr().err
+
+
+def test_docs_and_template_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(monkeypatch, "docs") == 0
+    assert "| `latent_dims` | `2` | a whole number from 1 to 16 |" in capsys.readouterr().out
+    assert run_main(monkeypatch, "relion", "template") == 0
+    assert "fn_exe         relion_flex_refine" in capsys.readouterr().out
+
+
+def test_a_usage_error_in_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(host: object, status: str) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("integration.relion.host.RelionJob.finish", fail)
+    assert run_main(monkeypatch, "refine", f"--o={tmp_path}", "--latent_dim", "3") == 2
+    assert "cannot leave RELION_JOB_EXIT_FAILURE (Read-only file system)" in capsys.readouterr().err
