@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -151,6 +154,8 @@ def _noise_spectrum(
         data = source.transforms(index)
         finite = torch.isfinite(data.abs().sum((1, 2)))
         data, index = data[finite], index[finite.numpy()]
+        if not len(index):
+            continue
         model = yardstick.images(index)
         group = torch.from_numpy(source.consensus.optics_index[index].astype(np.int64))
         cross.index_add_(0, group, _shell_mean((data * model.conj()).real, box))
@@ -161,7 +166,9 @@ def _noise_spectrum(
     weight = coefficients / power.sum(0).clamp(min=1e-20)
     weight[0] = 0.0  # the mean level of an image is not signal
     gain = float((cross.sum(0) * weight).sum() / (square.sum(0) * weight).sum().clamp(min=1e-20))
-    correlation = float((cross.sum(0) * weight).sum() / ((square.sum(0) * weight).sum() * (power.sum(0) * weight).sum()).sqrt())
+    correlation = float(
+        (cross.sum(0) * weight).sum() / ((square.sum(0) * weight).sum() * (power.sum(0) * weight).sum()).sqrt()
+    )
     left = (power - cross**2 / square.clamp(min=1e-20)) / count.clamp(min=1)[:, None]
     fallback = left[count > 0].mean(0)
     left = torch.where(count[:, None] > 0, left, fallback)
@@ -175,17 +182,21 @@ def _shrunk_contrast(
 ) -> NDArray[np.float32]:
     """Posterior means of contrasts relative to the average of all, the prior's spread estimated (empirical Bayes).
 
-    The prior's centre is that of the particle's optics group: normalised to unit noise, images of another microscope
-    or pixel size have another contrast as a whole.
+    The prior's centre is that of the particle's optics group, where that is known to ten percent: normalised to unit
+    noise, images of another microscope or pixel size have another contrast as a whole.
     """
     precision = 1 / variance
-    total = np.bincount(optics_index, precision).clip(min=1e-300)
-    centre = (np.bincount(optics_index, precision * raw) / total)[optics_index]
     overall = np.average(raw, weights=precision)
+    total = np.bincount(optics_index, precision).clip(min=1e-300)
+    of_group = np.bincount(optics_index, precision * raw) / total
+    centre = np.where(np.abs(of_group) * np.sqrt(total) > 10, of_group, overall)[optics_index]
     relative, variance = raw / centre, variance / centre**2
-    spread = max(0.0, float(np.median((relative - 1) ** 2) / 0.4549 - np.median(variance)))
+    # robust variance (0.4549 is the median of chi-square of one degree of freedom), less its standard error of
+    # 2.4 / sqrt(n): a spread that chance alone gives counts as none
+    found = float(np.median((relative - 1) ** 2)) / 0.4549
+    spread = max(0.0, found * (1 - 2.4 / np.sqrt(len(raw))) - float(variance.mean()))
     shrunk = 1 + (relative - 1) * spread / (spread + variance)
-    return np.clip(shrunk * centre / overall, 0.2, 3.0).astype(np.float32)
+    return (np.clip(shrunk, 0.2, 3.0) * centre / overall).astype(np.float32)
 
 
 def prepare(
@@ -210,68 +221,104 @@ def prepare(
     source = _Source(consensus, box)
     yardstick = _Yardstick(source, mask)
     n = len(consensus)
-    rng = np.random.default_rng(seed)
-    sample = np.sort(rng.permutation(n)[: parameters.noise_particles])
+    sample = _sample(consensus, parameters.noise_particles, seed)
     noise, gain, correlation = _noise_spectrum(source, yardstick, sample)
-    if calibration is not None:
-        sign = calibration.sign
-    elif parameters.contrast == "auto":
-        sign = -1 if gain < 0 else 1
-        said = "the particles are brighter than" if sign > 0 else "the particles are darker than"
-        events.message(f"contrast: {said} the background (correlation with the consensus map {correlation:+.3f})")
-    else:
-        sign = -1 if parameters.contrast == "invert" else 1
+    coefficients = int(len(sample) * np.pi / 2 * (box / 2) ** 2)
+    sign = calibration.sign if calibration else _sign(parameters.contrast, gain, correlation, coefficients, events)
     gain = abs(gain)
     raw, variance, level = np.empty(n), np.empty(n), np.empty(n)
     bad: list[int] = []
-    aside = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     shells = radius_half_plane(box).round().long().clamp(max=box // 2)
     ring = radius_half_plane(box) < box / 2
+    once = torch.ones(box // 2 + 1)
+    once[0] = 0.5  # the column that holds both of every pair of conjugate coefficients
     noise_t = torch.from_numpy(noise)
-    with aside.open("wb") as cache:
-        for start in range(0, n, BATCH):
+    with _aside(path) as cache:
+        for start in range(0, n, source.batch_size):
             events.check_stop()
-            index = np.arange(start, min(start + BATCH, n))
+            index = np.arange(start, min(start + source.batch_size, n))
             whiten = noise_t[consensus.optics_index[index]][:, shells]
             data = sign * source.transforms(index) / whiten
             model = gain * yardstick.images(index) / whiten
             data[:, 0, 0] = 0
             model[:, 0, 0] = 0
-            overlap = (data * model.conj()).real.sum((1, 2)).double().numpy()
-            energy = (model.abs() ** 2).sum((1, 2)).double().numpy() + 1e-12
-            raw[index], variance[index] = overlap / energy, 0.5 / energy
+            overlap = ((data * model.conj()).real * once).sum((1, 2)).double().numpy()
+            energy = (model.abs() ** 2 * once).sum((1, 2)).double().numpy() + 1e-12
+            raw[index] = overlap / energy
             left = data - model * torch.from_numpy(raw[index])[:, None, None].float()
             level[index] = (left.abs() ** 2)[:, ring].mean(1).sqrt().numpy()
+            variance[index] = 0.5 * level[index] ** 2 / energy
             bad += index[~np.isfinite(level[index]) | (level[index] < 1e-3)].tolist()
             scaled = data / torch.from_numpy(level[index])[:, None, None].float()
             torch.view_as_real(scaled).numpy().astype(np.float16).tofile(cache)
-            if start // BATCH % 50 == 49:
+            if start // source.batch_size % 50 == 49:
                 events.progress(f"reading particles at {box} px", int(index[-1]) + 1, n, began)
-        cache.flush()
-        os.fsync(cache.fileno())
-    if bad:
-        aside.unlink()
-        where = ", ".join(
-            f"{consensus.image_index[i] + 1}@{consensus.stack_paths[consensus.stack_index[i]]}" for i in bad[:5]
-        )
-        raise InputProblems(
-            [
-                f"{len(bad)} particle images are constant or not finite (NaN or infinite), e.g. {where}; "
-                "expected finite images: take them out of the STAR file or extract them again"
-            ]
-        )
+        if bad:
+            raise InputProblems([_bad_images(consensus, bad)])
     if calibration is None:
         contrast = np.ones(n, np.float32)
         if parameters.per_particle_scale:
             contrast = _shrunk_contrast(raw, variance, consensus.optics_index)
         calibration = Calibration(sign, gain, contrast, level.astype(np.float32), correlation)
-    os.replace(aside, path)
-    events.message(f"read {n} particles at {box} px ({source.pixel_size_A:.3f} A) in {time.monotonic() - began:.0f} s")
-    aside = record.with_name(f".{record.name}.part")
-    with aside.open("wb") as file:
+    with _aside(record) as file:
         np.savez(file, noise=noise, level=level, **asdict(calibration))
-    os.replace(aside, record)
+    events.message(f"read {n} particles at {box} px ({source.pixel_size_A:.3f} A) in {time.monotonic() - began:.0f} s")
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` when the block ends well and is gone when it does not."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _sample(consensus: Consensus, particles: int, seed: int) -> NDArray[np.int64]:
+    """Particles to estimate the noise from, ascending, the same number of every optics group."""
+    share = max(GROUP_SAMPLE, particles // len(consensus.optics))
+    order = np.random.default_rng(seed).permutation(len(consensus))
+    groups = consensus.optics_index[order]
+    return np.sort(np.concatenate([order[groups == number][:share] for number in range(len(consensus.optics))]))
+
+
+def _sign(contrast: str, gain: float, correlation: float, coefficients: int, events: Events) -> int:
+    """+1 for particles brighter than the background, as asked for or as they are found to be."""
+    if contrast != "auto":
+        return -1 if contrast == "invert" else 1
+    # correlation of a map with that many coefficients of nothing but noise, three standard deviations
+    chance = 3 / np.sqrt(2 * max(coefficients, 1))
+    if abs(correlation) <= chance:  # not a number where all images are bad, which is told by name later
+        raise InputProblems(
+            [
+                f"the particle images show no sign of the consensus map (correlation {correlation:+.4f}, by chance "
+                f"alone up to {chance:.4f}); expected the map, poses and stacks of one refinement: check that they "
+                "belong together, or set contrast to keep or invert"
+            ]
+        )
+    said = "brighter" if gain > 0 else "darker"
+    events.message(
+        f"contrast: the particles are {said} than the background, their correlation with the consensus map is "
+        f"{correlation:+.3f}"
+    )
+    return 1 if gain > 0 else -1
+
+
+def _bad_images(consensus: Consensus, bad: list[int]) -> str:
+    where = ", ".join(
+        f"{consensus.image_index[i] + 1}@{consensus.stack_paths[consensus.stack_index[i]]}" for i in bad[:5]
+    )
+    return (
+        f"{len(bad)} particle images are constant or not finite (NaN or infinite), e.g. {where}; "
+        "expected finite images: take them out of the STAR file or extract them again"
+    )
 
 
 def restore(consensus: Consensus, box: int, path: Path, record: Path) -> tuple[ParticleStack, Calibration]:
