@@ -34,7 +34,7 @@ LARGEST_CELL = 1.5
 
 # How far, in wanted edges, the mesh goes beyond the mask so that its rim of voxels is inside; more for thin masks.
 MARGINS = (0.25, 0.4, 0.6)
-# Part of the mask's inner voxels that may lie outside the mesh: a few do beside clefts and where smoothing cuts corners.
+# Part of the mask's inner voxels that may lie outside the mesh: a few do beside clefts and at corners cut by smoothing.
 LARGEST_OUTSIDE = 0.01
 
 
@@ -70,10 +70,13 @@ def build_mesh(
     """The mesh over the support of `mask`, with rigidity weights from `map`.
 
     The wanted edge length is the box's side over `parameters.tetra_cells`, as in cryoSPARC (its "base num. tetra
-    cells" counts cells across the box). tetgen fills a smooth surface round the mask; a surface it refuses is tried
-    again unsmoothed, and then a regular lattice takes its place, with a message. With a `segmentation`, cells take
-    the segment that most of them lies in and segments not in `parameters.fuse` come apart. With `parameters.mesh`
-    that file is used instead, and only `zero_motion` still applies.
+    cells" counts cells across the box). tetgen fills a smooth surface round the mask, in which narrow clefts stay
+    open; a surface that it refuses is made simpler, and in the end a regular lattice takes its place, each with a
+    message. The same input gives the same mesh.
+
+    With a `segmentation`, cells take the segment that most of them lies in; segments not in `parameters.fuse` come
+    apart, and cells of `parameters.rigid_segments` get RIGID_WEIGHT, many times the rigidity of the densest others.
+    With `parameters.mesh` that file is used instead, and only `zero_motion` still applies.
 
     Raises ValueError, naming all problems at once, for unusable masks, segmentations and mesh files.
     """
@@ -168,9 +171,7 @@ def _outside(vertices: NDArray[np.float64], cells: NDArray[np.int32], points: ND
     return float((weights.min(axis=1) < -0.1).mean())
 
 
-def _positive(
-    vertices: NDArray[np.float64], cells: NDArray[np.int32]
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+def _positive(vertices: NDArray[np.float64], cells: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """The same cells, all positively oriented."""
     inverted = cell_volumes(vertices, cells) < 0
     cells = cells.copy()
@@ -185,7 +186,9 @@ def _checked(
     problems = check_mask(mask, map)
     for name, volume in (("zero-motion mask", zero_motion), ("segmentation", segmentation)):
         if volume is not None and volume.box != map.box:
-            problems.append(f"the {name}'s box is {volume.box} px but the map's is {map.box} px; resample it to the map")
+            problems.append(
+                f"the {name}'s box is {volume.box} px but the map's is {map.box} px; resample it to the map"
+            )
     fuse: frozenset[tuple[int, int]] = frozenset()
     rigid: frozenset[int] = frozenset()
     labels = None
@@ -228,5 +231,7 @@ def _import(path: Path, mask: Volume, zero_motion: Volume | None, events: Events
             "(is it of another box, or another pixel size?)"
         )
     if covered < 0.95:
-        events.message(f"mesh: WARNING {path} covers only {100 * covered:.0f} % of the mask; the rest moves with its rim")
+        events.message(
+            f"mesh: WARNING {path} covers only {100 * covered:.0f} % of the mask; the rest moves with its rim"
+        )
     return mesh

@@ -100,6 +100,14 @@ def load_plain_pickle(path: str | Path) -> Any:
     return content
 
 
+# The functions that numpy pickles its arrays and numbers with, taken from numpy itself, under their stored names.
+MAKERS = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): np.empty(1).__reduce_ex__(5)[0],
+}
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Knows the few functions that numpy arrays and numbers are pickled with, under numpy 1's and 2's names."""
 
@@ -109,10 +117,8 @@ class _PlainUnpickler(pickle.Unpickler):
             return np.ndarray
         if (home, name) == ("numpy", "dtype"):
             return _numeric_dtype
-        if (home, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar")):
-            return getattr(np._core.multiarray, name)
-        if (home, name) == ("numpy.core.numeric", "_frombuffer"):
-            return np._core.numeric._frombuffer  # type: ignore[attr-defined]
+        if (home, name) in MAKERS:
+            return MAKERS[home, name]
         if (module, name) == ("_codecs", "encode"):
             return _latin1
         raise pickle.UnpicklingError(f"refused {module}.{name}: only plain numpy arrays are read")

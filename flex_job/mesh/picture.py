@@ -35,12 +35,13 @@ def draw_mesh(mesh: TetMesh, map: Volume, path: str | Path, mask: Volume | None 
     grid = figure.add_gridspec(2, 2)
     segmented = mesh.segment.max() > mesh.segment.min()
     value = mesh.segment.astype(float) if segmented else np.minimum(mesh.rigidity, 1.0).astype(float)
+    label = "segment" if segmented else "rigidity weight"
     polygons = None
     for axis in range(3):
         panel = figure.add_subplot(grid[axis // 2, axis % 2])
         polygons = _draw_slice(panel, mesh, shown, mask, axis, float(middle[axis]), value)
     if polygons is not None:
-        figure.colorbar(polygons, ax=figure.axes, shrink=0.6, label="segment" if segmented else "rigidity weight")
+        figure.colorbar(polygons, ax=figure.axes, shrink=0.6, label=label)
     _draw_surface(figure.add_subplot(grid[1, 1], projection="3d"), mesh)
     figure.suptitle(
         f"{len(mesh.vertices_A)} vertices, {len(mesh.cells)} cells, "
@@ -52,10 +53,8 @@ def draw_mesh(mesh: TetMesh, map: Volume, path: str | Path, mask: Volume | None 
     return path
 
 
-def slice_cells(
-    mesh: TetMesh, axis: int, level_A: float
-) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
-    """Where the plane coordinate[axis] = `level_A` cuts cells: polygons (3 or 4, 2) in the other two axes, and cells."""
+def slice_cells(mesh: TetMesh, axis: int, level_A: float) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
+    """Polygons (3 or 4, 2) in the other two axes where coordinate[axis] = `level_A` cuts cells, and those cells."""
     others = [a for a in range(3) if a != axis]
     height = mesh.vertices_A[:, axis] - level_A
     height = np.where(np.abs(height) < 1e-9, 1e-9, height)
@@ -89,7 +88,7 @@ def _draw_slice(
     high = (map.box - half - 0.5) * map.pixel_size_A
     extent = (low, high, low, high)
     panel.imshow(np.take(map.data, voxel, axis=2 - axis), cmap="gray_r", origin="lower", extent=extent)
-    if mask is not None and 0 < (line := np.take(mask.data, voxel, axis=2 - axis)).max():
+    if mask is not None and (line := np.take(mask.data, voxel, axis=2 - axis)).max() > 0:
         panel.contour(line, levels=[0.5], colors="tab:red", linewidths=0.8, extent=extent, origin="lower")
     polygons, cells = slice_cells(mesh, axis, level_A)
     drawn = PolyCollection(polygons, array=value[cells], cmap="viridis", alpha=0.35, linewidths=0.5)

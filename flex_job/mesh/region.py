@@ -61,9 +61,10 @@ class DistanceField:
 def region_field(mask: Volume, edge_A: float, margin_A: float, keep_clefts: bool = True) -> DistanceField:
     """Distance field of the region to be meshed: the support of `mask` and a margin, less slits in its clefts.
 
-    `edge_A` is the wanted edge length of cells. The support is where the mask is above SUPPORT_LEVEL. With `keep_clefts`, the clefts of the mask at level 0.5 stay
-    open even where its soft edge has closed over them. Voxels finer than a sixth of `edge_A` are pooled first; a
-    pooled voxel is support when any of its voxels is. Raises ValueError for an empty mask.
+    `edge_A` is the wanted edge length of cells. The support is where the mask is above SUPPORT_LEVEL. With
+    `keep_clefts`, the clefts of the mask at level 0.5 stay open even where its soft edge has closed over them. Voxels
+    finer than a sixth of `edge_A` are pooled first; a pooled voxel is support when any of its voxels is. Raises
+    ValueError for an empty mask.
     """
     support = mask.data > SUPPORT_LEVEL
     if not support.any():

@@ -25,7 +25,9 @@ def voxel_positions(where: NDArray[np.bool_], pixel_size_A: float) -> NDArray[np
     return zyx[:, ::-1] * pixel_size_A
 
 
-def cell_points(vertices_A: NDArray[np.floating], cells: NDArray[np.integer], divisions: int = 3) -> NDArray[np.float64]:
+def cell_points(
+    vertices_A: NDArray[np.floating], cells: NDArray[np.integer], divisions: int = 3
+) -> NDArray[np.float64]:
     """Points spread evenly inside each cell, (T, n, 3); n = 20 for 3 divisions, 35 for 4."""
     steps = [i for i in product(range(divisions + 1), repeat=4) if sum(i) == divisions]
     weights = (np.array(steps) + 0.25) / (divisions + 1)

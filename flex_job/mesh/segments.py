@@ -31,7 +31,9 @@ def parse_rigid(text: str) -> frozenset[int]:
     """Segment numbers from "1,3". Raises ValueError with what was given."""
     for item in _items(text):
         if not item.isdigit():
-            raise ValueError(f'rigid_segments: "{item}" in "{text}" is not a segment number; expected for example "1,3"')
+            raise ValueError(
+                f'rigid_segments: "{item}" in "{text}" is not a segment number; expected for example "1,3"'
+            )
     return frozenset(int(item) for item in _items(text))
 
 

@@ -32,9 +32,7 @@ def boundary_faces(cells: NDArray[np.integer]) -> NDArray[np.int32]:
     return np.asarray(cells)[face // 4][np.arange(len(face))[:, None], FACES[face % 4]].astype(np.int32)
 
 
-def split_along(
-    cells: NDArray[np.integer], cut: NDArray[np.bool_]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def split_along(cells: NDArray[np.integer], cut: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Cut a mesh open along inner faces: cells (T, 4) with new vertex numbers, and each new vertex's old number (V',).
 
     `cut` (F,) marks faces of `inner_faces(cells)`. Cells round a vertex keep sharing it when a chain of uncut faces
@@ -44,7 +42,9 @@ def split_along(
     cells = np.asarray(cells)
     joined = inner_faces(cells)[~cut]
     corners = cells.size
-    links = coo_matrix((np.ones(joined.size // 2), (joined[:, 0].ravel(), joined[:, 1].ravel())), shape=(corners, corners))
+    links = coo_matrix(
+        (np.ones(joined.size // 2), (joined[:, 0].ravel(), joined[:, 1].ravel())), shape=(corners, corners)
+    )
     count, number = connected_components(links, directed=False)
     origin = np.empty(count, dtype=np.int64)
     origin[number] = cells.ravel()

@@ -41,7 +41,12 @@ def three_lobes() -> NDArray[np.bool_]:
     """An antibody in outline: three lobes on thin hinges."""
     lobes = capsule([0, -60, 0], [0, -45, 0], 18) | capsule([45, 35, 0], [55, 45, 0], 18)
     lobes |= capsule([-45, 35, 0], [-55, 45, 0], 18)
-    return lobes | capsule([0, -60, 0], [0, 0, 0], 6) | capsule([0, 0, 0], [45, 35, 0], 6) | capsule([0, 0, 0], [-45, 35, 0], 6)
+    return (
+        lobes
+        | capsule([0, -60, 0], [0, 0, 0], 6)
+        | capsule([0, 0, 0], [45, 35, 0], 6)
+        | capsule([0, 0, 0], [-45, 35, 0], 6)
+    )
 
 
 def horseshoe(gap_A: float) -> NDArray[np.bool_]:
