@@ -58,5 +58,6 @@ def low_pass(volume: Volume, frequency_per_A: float) -> Volume:
     f = np.fft.fftfreq(volume.box, volume.pixel_size_A)
     radius = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.abs(f[None, None, : volume.box // 2 + 1]) ** 2)
     ramp = np.clip((radius / frequency_per_A - 0.9) / 0.2, 0, 1)
-    filtered = np.fft.irfftn(np.fft.rfftn(volume.data) * (0.5 + 0.5 * np.cos(np.pi * ramp)), s=volume.data.shape)
+    spectrum = np.fft.rfftn(volume.data) * (0.5 + 0.5 * np.cos(np.pi * ramp))
+    filtered = np.fft.irfftn(spectrum, s=volume.data.shape, axes=(0, 1, 2))
     return Volume(filtered.astype(np.float32), volume.pixel_size_A)

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Manifest:
 
     @contextmanager
     def stage(self, name: str, key: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Run a stage: timed, its peak memory taken, recorded only when it ends well. Yields a dict of results to keep."""
+        """Run a stage: timed, its peak memory taken, recorded only if it ends well. Yields a dict of results."""
         self.record["stages"].pop(name, None)
         self._write()
         began = time.monotonic()
@@ -119,7 +119,5 @@ def peak_memory_MiB() -> float:
 
 
 def _reset_peak_memory() -> None:
-    try:
+    with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole run
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # elsewhere than on Linux the peak is that of the whole run

@@ -29,12 +29,12 @@ from flex_job.prep import Calibration, prepare, restore
 from flex_job.problems import InputProblems
 from flex_job.reconstruct import reconstruct
 from flex_job.report import ReportData, Stage, write_report
-from flex_job.sharpen import combine
+from flex_job.sharpen import combine, guinier_fit
 from flex_job.train import HISTORY, Trainer, train
 from flex_job.volume import Volume, read_volume, write_volume
 from job_specs.parameters import RefineParameters
 
-__all__ = ["Refinement", "RefineResult", "refine"]
+__all__ = ["RefineResult", "Refinement", "refine"]
 
 REPORT_FRAMES = 7
 HALF_MAPS = "{}_half{}_class001_unfil.mrc"
@@ -202,9 +202,15 @@ class Refinement:
                     write_volume(self.folder / name, volume.data, volume.pixel_size_A)
                 curves = self._curves(names)
                 first, second = (volume.data for volume in halves.maps)
-                combined, bfactor = combine(first, second, curves, p.bfactor or None)
+                fit = guinier_fit(first, second, curves)
+                combined, bfactor = combine(first, second, curves, p.bfactor or fit.bfactor_A2)
                 write_volume(self.folder / f"{kind}_class001.mrc", combined, stack.pixel_size_A)
-                results.update(iterations=list(halves.iterations), converged=halves.converged, bfactor_A2=bfactor)
+                results.update(
+                    iterations=list(halves.iterations),
+                    converged=halves.converged,
+                    bfactor_A2=bfactor,
+                    sharpening=fit.reason,
+                )
                 for leftover in self.folder.glob(f"checkpoint_{kind}_{key}*"):
                     leftover.unlink()
         return self._curves(names)
@@ -230,6 +236,8 @@ class Refinement:
             for kind in kept
             if not kept[kind]["converged"]
         ]
+        if not kept["flex"]["bfactor_A2"]:
+            notes.append(f"the maps are not sharpened: {kept['flex']['sharpening']}")
         if self.training_particles[1].sign < 0:
             notes.append("the particles are darker than the background; their contrast was inverted")
         data = ReportData(
@@ -255,7 +263,7 @@ class Refinement:
             learning=history,
             parameters=asdict(self.parameters),
             versions=versions(),
-            verdict=summary,
+            motion_mean_A=motion.mean_A,
             notes=notes,
         )
         write_report(data, self.folder)
@@ -280,16 +288,14 @@ def summary_lines(
             f"resolution at FSC {level:<6}{rigid.resolution_text(level):>22}{flex.resolution_text(level):>22}"
             for level in (0.143, 0.5)
         ),
-        f"{'mean FSC in the mask':24}{rigid.masked[1:].mean():>22.3f}{flex.masked[1:].mean():>22.3f}",
+        f"{'mean corrected FSC':24}{rigid.corrected[1:].mean():>22.3f}{flex.corrected[1:].mean():>22.3f}",
         f"motion: {mean_motion_A:.1f} A on average over the molecule, {largest_motion_A:.1f} A where it is largest"
         f" (root mean square over the particles; a voxel is {pixel_size_A:.2f} A)",
     ]
     return tuple(lines)
 
 
-def refine(
-    consensus: Consensus, parameters: RefineParameters, folder: Path, events: Events
-) -> RefineResult:
+def refine(consensus: Consensus, parameters: RefineParameters, folder: Path, events: Events) -> RefineResult:
     """All stages. Raises InputProblems for bad input and StopRequested when the host asks for a stop."""
     run = Refinement(consensus, parameters, folder, events)
     model = run.model

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.fourier import fourier_resize
-from flex_job.operator.cpu import _spline
+from flex_job.operator.cpu import FAST, _spline
 from flex_job.operator.domain import VoxelDomain
 from flex_job.volume import Volume
 
 __all__ = ["convect"]
 
 
-@numba.njit(fastmath=True, cache=True)
+@numba.njit(fastmath=FAST, cache=True)
 def _deposit(values, corners, local, start, vertices, gradients, offsets, volume):
     box = volume.shape[0]
     for c in range(len(vertices)):
@@ -31,7 +31,7 @@ def _deposit(values, corners, local, start, vertices, gradients, offsets, volume
             px = a[0, 0] * x + a[0, 1] * y + a[0, 2] * z + a[0, 3]
             py = a[1, 0] * x + a[1, 1] * y + a[1, 2] * z + a[1, 3]
             pz = a[2, 0] * x + a[2, 1] * y + a[2, 2] * z + a[2, 3]
-            if not (min(px, py, pz) >= 1 and max(px, py, pz) < box - 2):
+            if not (px >= 1 and py >= 1 and pz >= 1 and px < box - 2 and py < box - 2 and pz < box - 2):
                 continue
             ix, iy, iz = int(px), int(py), int(pz)
             wx, wy, wz = _spline(px - ix), _spline(py - iy), _spline(pz - iz)
@@ -47,17 +47,21 @@ def convect(
 ) -> Volume:
     """The density (z, y, x) with the mesh's vertices at `vertices_A` (V, 3), on the domain's grid.
 
-    Deposited on a grid `oversampling` times finer, divided by the spline's transform, and cropped in Fourier space.
+    Deposited on a grid `oversampling` times finer, divided by the spline's transform, and cropped in Fourier space to
+    the frequencies below Nyquist in every direction.
     """
     fine = domain.box * oversampling
     corners = (vertices_A / domain.pixel_size_A + domain.box // 2) * oversampling
     volume = np.zeros((fine,) * 3, dtype=np.float32)
     tables = (domain.local, domain.start, domain.vertices, domain.gradients, domain.offsets)
     _deposit(values, corners.astype(np.float32), *tables, volume)
-    full = np.sinc(np.fft.fftfreq(fine)) ** 4
-    half = np.sinc(np.arange(fine // 2 + 1) / fine) ** 4
-    spline = full[:, None, None] * full[None, :, None] * half
-    data = np.fft.irfftn(np.fft.rfftn(volume) / spline, s=volume.shape).astype(np.float32)
+    spectrum = np.fft.rfftn(volume)
+    full, half = np.fft.fftfreq(fine).astype(np.float32), (np.arange(fine // 2 + 1) / fine).astype(np.float32)
+    for axis in (full[:, None, None], full[None, :, None], half):
+        spectrum /= np.sinc(axis) ** 4
+    # Beyond the sphere of the coarse grid's Nyquist frequency lie replicas of the voxel lattice, turned by the motion.
+    spectrum[full[:, None, None] ** 2 + full[None, :, None] ** 2 + half**2 >= (0.5 / oversampling) ** 2] = 0
+    data = np.fft.irfftn(spectrum, s=volume.shape, axes=(0, 1, 2)).astype(np.float32)
     cropped = fourier_resize(Volume(data, domain.pixel_size_A / oversampling), domain.box)
     # The mean over the finer voxels is 1 / oversampling^3 of the density that was deposited per coarse voxel.
     return Volume(cropped.data * np.float32(oversampling**3), domain.pixel_size_A)

@@ -15,10 +15,12 @@ from flex_job.operator.domain import VoxelDomain
 
 __all__ = ["adjoint", "derivative", "project"]
 
-_OPTIONS = {"parallel": True, "fastmath": True, "cache": True, "nogil": True}
+# All of fastmath but "no NaN, no infinity": where a flow diverges, the tests for leaving the image must still fail.
+FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
+_OPTIONS = {"parallel": True, "fastmath": FAST, "cache": True, "nogil": True}
 
 
-@numba.njit(inline="always", fastmath=True)
+@numba.njit(inline="always", fastmath=FAST)
 def _spline(t):
     """Cubic B-spline at distances 1 + t, t, 1 - t, 2 - t (0 <= t < 1): the weights of four neighbouring pixels."""
     s = 1 - t
@@ -30,14 +32,14 @@ def _spline(t):
     )
 
 
-@numba.njit(inline="always", fastmath=True)
+@numba.njit(inline="always", fastmath=FAST)
 def _spline_slope(t):
     """Derivative of the four weights in the direction of the voxel's own displacement."""
     s = 1 - t
     return -s * s / 2, (3 * t * t - 4 * t) / 2, (4 * s - 3 * s * s) / 2, t * t / 2
 
 
-@numba.njit(inline="always", fastmath=True)
+@numba.njit(inline="always", fastmath=FAST)
 def _cell_map(q, vertices, gradients, offsets, c):
     """The cell's affine map from local position to pixels: (2 x 3 matrix, 2 offsets) as eight scalars."""
     a00 = a01 = a02 = a10 = a11 = a12 = b0 = b1 = gradients.dtype.type(0)
@@ -102,9 +104,7 @@ def _adjoint_values(images, q, local, start, vertices, gradients, offsets, parti
                     total = partial.dtype.type(0)
                     for j in range(4):
                         row = image[iy - 1 + j]
-                        total += h[j] * (
-                            w0 * row[ix - 1] + w1 * row[ix] + w2 * row[ix + 1] + w3 * row[ix + 2]
-                        )
+                        total += h[j] * (w0 * row[ix - 1] + w1 * row[ix] + w2 * row[ix + 1] + w3 * row[ix + 2])
                     out[v] += total
 
 
@@ -235,9 +235,7 @@ def adjoint(
     return grad_values, grad_q
 
 
-def derivative(
-    domain: VoxelDomain, values: NDArray, q: NDArray, dq: NDArray, box: int
-) -> tuple[NDArray, NDArray]:
+def derivative(domain: VoxelDomain, values: NDArray, q: NDArray, dq: NDArray, box: int) -> tuple[NDArray, NDArray]:
     """Images (b, box, box) and their directional derivatives (b, k, box, box) along `dq` (b, k, n_vertices, 2)."""
     images = np.zeros((len(q), box, box), dtype=values.dtype)
     slopes = np.zeros((len(q), dq.shape[1], box, box), dtype=values.dtype)

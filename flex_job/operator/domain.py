@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,20 @@ class VoxelDomain:
         cell = np.repeat(np.arange(len(self.vertices)), np.diff(self.start))
         inside = np.einsum("nkj,jn->nk", self.gradients[cell].astype(np.float64), self.local.astype(np.float64))
         return self.vertices[cell], self.offsets[cell] + inside
+
+    def subset(self, keep: NDArray[np.bool_]) -> VoxelDomain:
+        """The voxels where `keep` (n,) holds, and their cells."""
+        cell = np.repeat(np.arange(len(self.vertices)), np.diff(self.start))[keep]
+        occupied, counts = np.unique(cell, return_counts=True)
+        return replace(
+            self,
+            flat_index=self.flat_index[keep],
+            local=np.ascontiguousarray(self.local[:, keep]),
+            start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            vertices=self.vertices[occupied],
+            gradients=self.gradients[occupied],
+            offsets=self.offsets[occupied],
+        )
 
     def gather(self, volume: NDArray[np.floating]) -> NDArray[np.float32]:
         """The support's voxels (n,) of a volume (z, y, x)."""

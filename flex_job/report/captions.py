@@ -102,6 +102,6 @@ def mesh(data: ReportData) -> str:
 
 def learning(data: ReportData) -> str:
     return (
-        "Training has settled when the data term is flat; the finest detail used follows the plan. A data term that "
-        "still falls asks for more epochs."
+        "Training has settled when the curves are flat at the finest detail used, which follows the plan. A data term "
+        "that still falls at constant detail, or a motion that still grows, asks for more epochs."
     )

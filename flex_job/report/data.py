@@ -42,15 +42,17 @@ class ReportData:
     latents, latent_std  (n, K): posterior mean and standard deviation per particle, the prior's spread is 1
     motion_A             amplitude of the motion in A per voxel; voxels outside the mask are ignored (`motion_volume`)
     motion_definition    how that amplitude is defined, one phrase
+    motion_mean_A        its mean as the run states it (weighted by density); without it, that over the mask's voxels
     rigid, flex          FSC curves of the half-maps without and with motion
     rigid_map, flex_map  combined, sharpened maps
     rigid_bfactor_A2, flex_bfactor_A2   applied to those two maps
     frames               maps along latent 1, low to high; `frame_latents` their values of latent 1
     training_limit_A     finest resolution that the motion model has seen, A
-    learning             per epoch: name -> (epochs,) or (epochs, K). Known: data_term, rigidity, latent_std,
-                         band_limit_A, map_change, gradient, displacement_A; others are drawn under their own name
+    learning             per epoch: name -> (epochs,) or (epochs, K); the names of `flex_job.train.HISTORY` are put in
+                         words, others drawn under their own; at most eight are
     parameters, versions as they should be listed; a nested mapping becomes a group
-    verdict              lines of the run itself, shown first
+    verdict              findings of the run itself, a sentence each, shown at the top. Resolutions, mean FSCs and the
+                         motion's size are there anyway
     notes                what a user must know: 'contrast inverted', warnings
     """
 
@@ -65,6 +67,7 @@ class ReportData:
     latent_std: NDArray[np.floating] | None = None
     motion_A: Volume | None = None
     motion_definition: str = "root-mean-square displacement over the particles"
+    motion_mean_A: float | None = None
     rigid: FscCurves | None = None
     flex: FscCurves | None = None
     rigid_map: Volume | None = None

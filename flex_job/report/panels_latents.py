@@ -17,15 +17,14 @@ MOST_LATENTS = 4
 MOST_CURVES = 8
 LATENT_COLOURS = (FLEX, "#e69f00", "#009e73", "#cc79a7")
 LEARNING = {
-    "data_term": ("data term per pixel", "1 = residual is pure noise"),
-    "rigidity": ("rigidity term", "mean stretch of the cells, squared"),
-    "latent_std": ("spread of the latents", "prior: 1"),
-    "band_limit_A": ("finest detail used (Å)", "falls by plan"),
-    "map_change": ("change of the map", "relative"),
-    "gradient": ("gradient", "norm"),
-    "displacement_A": ("mean displacement (Å)", "over particles and mask"),
+    "data term per coefficient": ("data term per coefficient", "compare at equal detail only"),
+    "band limit (A)": ("finest detail used (Å)", "follows the plan"),
+    "rigidity": ("rigidity term", "mean squared stretch"),
+    "latent spread": ("spread of the latents", "prior: 1"),
+    "posterior std": ("uncertainty of the latents", "standard deviation, mean"),
+    "motion (A)": ("motion (Å)", "root mean square"),
 }
-LOGARITHMIC = {"map_change", "gradient"}
+"""Curves of the training by their names there (`flex_job.train.HISTORY`): what a reader sees, and a hint."""
 
 
 def draw_latents(figure: FigureBase, data: ReportData) -> None:
@@ -146,11 +145,9 @@ def draw_learning(figure: FigureBase, data: ReportData) -> None:
         axes.set_title(label, loc="left", fontsize=7.5, pad=11)
         if hint:
             axes.text(0.0, 1.01, hint, transform=axes.transAxes, fontsize=6, color=GREY, va="bottom")
-        if name in LOGARITHMIC and (values > 0).all():
-            axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("epoch")
-        axes.ticklabel_format(axis="y", useOffset=False) if name not in LOGARITHMIC else None
+        axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def learning_curves(data: ReportData) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flex_job.fsc import FscCurves
 from flex_job.report.data import ReportData
@@ -172,10 +173,10 @@ def _resolution_change(rigid: FscCurves | None, flex: FscCurves | None, threshol
     return f"{_signed(after - before, 2)} Å ({_signed(shells, 1)} shells)", "better" if shells > 0 else "worse"
 
 
-def _headline(data: ReportData, outcome: Outcome, motion: np.ndarray) -> str:
+def _headline(data: ReportData, outcome: Outcome, motion: NDArray[np.float64]) -> str:
     moved = ""
     if len(motion) and data.motion_A is not None:
-        mean = float(np.mean(motion))
+        mean = _mean_motion(data, motion)
         still = mean < STILL_VOXELS * data.motion_A.pixel_size_A
         moved = (
             f" The motion found is negligible ({mean:.1f} Å on average, less than a quarter of a voxel)."
@@ -192,15 +193,19 @@ def _headline(data: ReportData, outcome: Outcome, motion: np.ndarray) -> str:
     return words[outcome] + moved
 
 
+def _mean_motion(data: ReportData, motion: NDArray[np.float64]) -> float:
+    return float(np.mean(motion)) if data.motion_mean_A is None else data.motion_mean_A
+
+
 def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _facts(data: ReportData, motion: np.ndarray) -> list[tuple[str, str]]:
+def _facts(data: ReportData, motion: NDArray[np.float64]) -> list[tuple[str, str]]:
     facts = []
     if len(motion):
         facts += [
-            ("Mean motion", f"{np.mean(motion):.1f} Å"),
+            ("Mean motion", f"{_mean_motion(data, motion):.1f} Å"),
             ("95th percentile", f"{np.quantile(motion, 0.95):.1f} Å"),
             ("Largest", f"{np.max(motion):.1f} Å"),
         ]
@@ -233,8 +238,10 @@ def _trust(data: ReportData) -> list[str]:
             lines.append(f"{shared}, and a higher FSC alone does not prove the motion.")
     if data.motion_A is not None:
         lines.append(
-            f"Motion is the {data.motion_definition}, over the voxels inside the mask. It is a property of the fitted "
-            "model: where density is weak, it follows the mesh's rigidity more than the images."
+            f"Motion is the {data.motion_definition}, over the voxels inside the mask"
+            + ("" if data.motion_mean_A is None else ", its mean weighted by density")
+            + ". It is a property of the fitted model: where density is weak, it follows the mesh's rigidity more than "
+            "the images."
         )
     if data.latent_std is not None:
         lines.append(

@@ -27,7 +27,7 @@ PIXEL_A = 3.0
 
 # xyz and weights of the phantom's Gaussians in fractions of the box: lopsided, so that no rotation or mirror fits.
 CENTRES = np.array(
-    [[-0.20, -0.02, 0.03], [-0.08, 0.05, -0.06], [0.02, -0.08, 0.05], [0.12, 0.02, 0.0], [0.22, 0.06, -0.04]]
+    [[-0.22, -0.10, 0.06], [-0.11, 0.08, -0.10], [0.0, -0.06, 0.02], [0.10, 0.06, 0.12], [0.22, 0.10, -0.08]]
 )
 WEIGHTS = np.array([1.0, 1.4, 0.8, 1.2, 1.0])
 
@@ -163,8 +163,8 @@ def build_world(
     flow = FlowGenerator(latent_dims, 2, 32, torch.from_numpy(mesh.motion))
     rng = np.random.default_rng(seed + 1)
     latents = rng.normal(size=(count, latent_dims)).astype(np.float32)
-    spread = torch.from_numpy((1.3 * rng.normal(size=(2000, latent_dims))).astype(np.float32))
-    flow.fit_last_layer(spread, torch.einsum("bk,kva->bva", spread, torch.from_numpy(fields)))
+    flow.start_straight(torch.from_numpy(fields))
+    torch.nn.init.normal_(flow.last.weight, std=2e-4 * motion_A)  # and a little that bends
     domain = voxel_domain(mesh, support)
     model = ImageModel(domain, box, stack_box=box, stack_pixel_size_A=PIXEL_A, oversampling=oversampling)
     values = domain.gather(density.data)

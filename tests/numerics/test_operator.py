@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from flex_job import operator
+from flex_job.fourier import fourier_resize
 from flex_job.imaging import ImageModel
 from flex_job.operator import VoxelDomain, reference, rigid_domain, voxel_domain
 from flex_job.volume import Volume
@@ -107,6 +108,15 @@ def test_scatter_undoes_gather(case: Case) -> None:
     volume = case.domain.scatter(case.values)
     assert np.array_equal(case.domain.gather(volume), case.values.astype(np.float32))
     assert np.count_nonzero(volume) == len(case.domain)
+
+
+def test_a_subset_is_the_domain_with_the_other_voxels_empty(case: Case) -> None:
+    keep = np.random.default_rng(1).uniform(size=len(case.domain)) < 0.3
+    keep[: case.domain.start[1]] = False  # and one cell loses all its voxels
+    part = case.domain.subset(keep)
+    assert len(part) == keep.sum() and len(part.vertices) < len(case.domain.vertices)
+    found = operator.project(part, case.values[keep], case.q, BOX)
+    assert relative(found, operator.project(case.domain, case.values * keep, case.q, BOX)) < 1e-12
 
 
 @pytest.mark.parametrize("which", ["case", "leaving"])
@@ -233,7 +243,8 @@ def gaussians(box: int, centres_px: NDArray, weights: NDArray, sigma_px: float) 
     k = np.fft.fftfreq(box)
     kz, ky, kx = np.meshgrid(k, k, k, indexing="ij")
     envelope = np.exp(-2 * np.pi**2 * sigma_px**2 * (kx**2 + ky**2 + kz**2))
-    waves = [w * np.exp(-2j * np.pi * (kx * x + ky * y + kz * z)) for w, (x, y, z) in zip(weights, centres_px)]
+    places = zip(weights, centres_px, strict=True)
+    waves = [w * np.exp(-2j * np.pi * (kx * x + ky * y + kz * z)) for w, (x, y, z) in places]
     return np.fft.fftshift(np.fft.ifftn(envelope * sum(waves)).real)
 
 
@@ -310,8 +321,6 @@ def test_larger_voxels_predict_the_same_coefficients(phantom_of) -> None:
     for n in (full_box, box):
         pixel = PIXEL_A * full_box / n
         density = phantom_of(full_box, 2.5)
-        from flex_job.fourier import fourier_resize
-
         coarse = fourier_resize(density, n)
         domain, vertices = rigid_domain(Volume(np.ones((n,) * 3, np.float32), pixel))
         model = ImageModel(domain, n, stack_box=full_box, stack_pixel_size_A=PIXEL_A, oversampling=2)

@@ -1,0 +1,334 @@
+"""The map as linear least squares: against dense algebra and conjugate gradients, resumed, rigid and flexible."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from flex_job.events import Events, StopRequested
+from flex_job.flow import FlowGenerator
+from flex_job.imaging import ImageModel
+from flex_job.model import FlexModel
+from flex_job.operator import rigid_domain
+from flex_job.reconstruct import reconstruct
+from flex_job.solver import LeastSquares, SolverState, solve
+from job_specs.parameters import ReconstructParameters
+
+
+def problem_of(world, latents: NDArray | None = None, **arguments: object) -> LeastSquares:
+    everyone = np.arange(len(world.stack))
+    return LeastSquares(world.stack, everyone, world.model, world.positions(latents), **arguments)  # type: ignore
+
+
+@pytest.fixture(scope="module")
+def tiny(world_of):
+    """Few voxels, so that the whole matrix can be written down."""
+    return world_of(count=30, box=12, scale=50.0, noise=1.0, motion_A=4.0, sigma_px=0.8)
+
+
+@pytest.fixture(scope="module")
+def small(world_of):
+    return world_of(count=60, box=20, scale=50.0, noise=1.0)
+
+
+@pytest.fixture(scope="module")
+def matrix(tiny) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A (coefficients, voxels) and data (coefficients,), column by column in float64: whitened, CTFs applied."""
+    batch = tiny.stack.batch(np.arange(30))
+    q = tiny.positions(tiny.latents)(batch).double()
+    columns = []
+    for unit in np.eye(len(tiny.domain)):
+        column = batch.transfer * tiny.model.transform(unit, q)
+        columns.append(torch.view_as_real(column).flatten())
+    return torch.stack(columns, dim=1).numpy(), torch.view_as_real(batch.data).flatten().double().numpy()
+
+
+# -- against dense algebra ---------------------------------------------------------------------------------------
+
+
+def test_gradient_and_product_are_those_of_the_normal_equations(tiny, matrix) -> None:
+    a, data = matrix
+    problem = problem_of(tiny, tiny.latents, batch_size=7)
+    assert np.linalg.norm(problem.first_gradient(None) + a.T @ data) < 1e-5 * np.linalg.norm(a.T @ data)
+    values = np.random.default_rng(0).normal(size=len(tiny.domain)).astype(np.float32)
+    expected = a.T @ (a @ values) + problem.ridge * values
+    assert np.linalg.norm(problem.product(values) - expected) < 1e-5 * np.linalg.norm(expected)
+    expected -= a.T @ data
+    assert np.linalg.norm(problem.first_gradient(values) - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_solution_is_that_of_dense_least_squares(tiny, matrix) -> None:
+    """In all that images see: the loss and the predicted images. What none sees converges last, if ever."""
+    a, data = matrix
+    problem = problem_of(tiny, tiny.latents)
+    state = solve(problem, max_iterations=60, tolerance=0.0)
+    exact = np.linalg.solve(a.T @ a + problem.ridge * np.eye(a.shape[1]), a.T @ data)
+    lowered = 0.5 * (data @ a @ exact)
+    assert (1 - 2e-3) * lowered < sum(state.decreases) < (1 + 1e-5) * lowered
+    assert np.linalg.norm(a @ (state.values - exact)) < 0.05 * np.linalg.norm(a @ exact)
+
+
+def test_the_ridge_changes_nothing_that_images_see(tiny, matrix) -> None:
+    a, data = matrix
+    problem = problem_of(tiny, tiny.latents)
+    problem.first_gradient(None)
+    free = np.linalg.lstsq(a, data, rcond=None)[0]
+    bound = np.linalg.solve(a.T @ a + problem.ridge * np.eye(a.shape[1]), a.T @ data)
+    assert problem.ridge > 0
+    assert np.linalg.norm(a @ (free - bound)) < 0.05 * np.linalg.norm(a @ free)
+    assert np.linalg.norm(bound) < np.linalg.norm(free)
+
+
+def test_preconditioner_is_symmetric_and_near_the_inverse(small) -> None:
+    problem = problem_of(small)
+    problem.first_gradient(None)
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=len(small.domain)).astype(np.float32) for _ in range(2))
+    left, right = np.vdot(problem.precondition(first), second), np.vdot(first, problem.precondition(second))
+    assert abs(left - right) < 1e-4 * np.sqrt(
+        np.vdot(problem.precondition(first), first) * np.vdot(problem.precondition(second), second)
+    )
+    assert np.vdot(problem.precondition(first), first) > 0
+    # Absolute scale, on a smooth map: without it the first step of any solver would be off by orders.
+    again = problem.precondition(problem.product(small.values))
+    ratio = np.vdot(again, small.values) / np.vdot(small.values, small.values)
+    assert 0.5 < ratio < 2
+
+
+# -- against conjugate gradients ---------------------------------------------------------------------------------
+
+
+def conjugate_gradients(problem: LeastSquares, count: int) -> list[NDArray[np.float32]]:
+    """Iterates of the textbook method with the same preconditioner."""
+    residual = -problem.first_gradient(None)
+    values = np.zeros_like(residual)
+    z = problem.precondition(residual)
+    direction, iterates = z, []
+    for _ in range(count):
+        product = problem.product(direction)
+        old = np.vdot(residual, z)
+        length = old / np.vdot(direction, product)
+        values, residual = values + length * direction, residual - length * product
+        z = problem.precondition(residual)
+        direction = z + np.vdot(residual, z) / old * direction
+        iterates.append(values)
+    return iterates
+
+
+def test_lbfgs_with_exact_steps_is_preconditioned_conjugate_gradients(small) -> None:
+    expected = conjugate_gradients(problem_of(small), 8)
+    found: list[NDArray[np.float32]] = []
+    solve(problem_of(small), max_iterations=8, tolerance=0.0, each=lambda state: found.append(state.values))
+    for step, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert np.linalg.norm(one - other) < 2e-3 * np.linalg.norm(other), step
+
+
+# -- course of the iteration -------------------------------------------------------------------------------------
+
+
+def test_loss_falls_at_every_iteration_by_what_is_told(tiny, matrix) -> None:
+    a, data = matrix
+    problem, losses = problem_of(tiny, tiny.latents), [0.5 * float(data @ data)]
+
+    def each(state: SolverState) -> None:
+        values = state.values.astype(np.float64)
+        losses.append(0.5 * float(np.square(data - a @ values).sum() + problem.ridge * (values @ values)))
+
+    state = solve(problem, max_iterations=10, tolerance=0.0, each=each)
+    falls = -np.diff(losses)
+    assert (falls > 0).all()
+    assert np.abs(falls - state.decreases).max() < 1e-3 * falls.max()
+
+
+def test_gradient_kept_by_recurrence_is_the_true_one(small) -> None:
+    problem = problem_of(small)
+    state = solve(problem, max_iterations=12, tolerance=0.0)
+    true = problem.first_gradient(state.values)
+    assert np.linalg.norm(state.gradient - true) < 1e-4 * np.linalg.norm(problem.first_gradient(None))
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-3])
+def test_it_stops_when_an_iteration_brings_less_than_the_tolerance(small, tolerance: float) -> None:
+    state = solve(problem_of(small), max_iterations=200, tolerance=tolerance)
+    gains = np.array(state.decreases) / np.cumsum(state.decreases)
+    assert state.converged and state.iteration == len(state.decreases) < 200
+    assert gains[-1] < tolerance and (gains[:-1] >= tolerance).all()
+
+
+def test_max_iterations_is_not_convergence(small) -> None:
+    state = solve(problem_of(small), max_iterations=3, tolerance=1e-6)
+    assert state.iteration == 3 and not state.converged
+
+
+@pytest.mark.parametrize("after", [1, 3, 9])
+def test_a_resumed_solve_equals_an_unbroken_one(small, after: int) -> None:
+    unbroken = solve(problem_of(small), max_iterations=11, tolerance=0.0)
+    saved = copy.deepcopy(solve(problem_of(small), max_iterations=after, tolerance=0.0))
+    resumed = solve(problem_of(small), max_iterations=11, tolerance=0.0, state=saved)
+    assert np.array_equal(resumed.values, unbroken.values)
+    assert resumed.decreases == unbroken.decreases and resumed.iteration == 11
+
+
+def test_a_start_near_the_solution_saves_the_first_steps(small) -> None:
+    cold = solve(problem_of(small), max_iterations=2, tolerance=0.0)
+    warm = solve(problem_of(small), start=cold.values, max_iterations=1, tolerance=0.0)
+    assert warm.decreases[0] < 0.2 * cold.decreases[0]
+    nothing = solve(problem_of(small), start=np.zeros_like(cold.values), max_iterations=2, tolerance=0.0)
+    assert np.linalg.norm(nothing.values - cold.values) < 1e-5 * np.linalg.norm(cold.values)
+
+
+def test_no_weight_at_all_is_an_error(small) -> None:
+    dark = replace(small, stack=replace(small.stack, scale=np.zeros_like(small.stack.scale)))
+    with pytest.raises(ValueError, match="no particle gives weight"):
+        problem_of(dark).first_gradient(None)
+
+
+def test_a_stop_is_honoured_between_batches(small) -> None:
+    calls = iter([False] * 4 + [True] * 100)
+    events = Events(should_stop=lambda: next(calls))
+    with pytest.raises(StopRequested):
+        solve(problem_of(small, batch_size=20, events=events), max_iterations=10, tolerance=0.0)
+
+
+# -- reconstruction ----------------------------------------------------------------------------------------------
+
+
+def flex_model(world, flow: FlowGenerator | None = None) -> FlexModel:
+    count, dims = world.latents.shape
+    return FlexModel(
+        mesh=world.mesh,
+        flow=flow or world.flow,
+        latents=world.latents,
+        covariance=np.broadcast_to(np.eye(dims, dtype=np.float32), (count, dims, dims)).copy(),
+        map=world.density,
+        support=world.support,
+        history=np.zeros((0, 1)),
+        history_names=("loss",),
+    )
+
+
+def correlation(one: NDArray, other: NDArray) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    return float(np.vdot(one, other) / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+PLAIN = ReconstructParameters(max_iterations=12, tolerance=1e-4, oversampling=1)
+
+
+@pytest.fixture(scope="module")
+def still_flow(small) -> FlowGenerator:
+    flow = FlowGenerator(1, 2, 32, torch.from_numpy(small.mesh.motion))
+    for parameter in flow.parameters():
+        torch.nn.init.zeros_(parameter)
+    return flow
+
+
+def test_zero_flow_is_the_rigid_reconstruction(small, still_flow: FlowGenerator) -> None:
+    rigid = reconstruct(small.stack, small.support, None, PLAIN, Events())
+    flex = reconstruct(small.stack, small.support, flex_model(small, still_flow), PLAIN, Events())
+    for one, other in zip(flex.maps, rigid.maps, strict=True):
+        assert np.linalg.norm(one.data - other.data) < 1e-3 * np.linalg.norm(other.data)
+    assert flex.iterations == rigid.iterations
+
+
+def test_the_true_flow_beats_the_rigid_reconstruction(world_of) -> None:
+    world = world_of(count=150, box=20, scale=150.0, noise=1.0, motion_A=8.0, sigma_px=0.8)
+    rigid = reconstruct(world.stack, world.support, None, PLAIN, Events())
+    flex = reconstruct(world.stack, world.support, flex_model(world), PLAIN, Events())
+    truth = world.density.data * world.support.data
+    without = [correlation(volume.data, truth) for volume in rigid.maps]
+    through = [correlation(volume.data, truth) for volume in flex.maps]
+    assert min(through) > 0.98 and 1 - min(through) < 0.3 * (1 - max(without)), (without, through)
+    halves = [correlation(*(volume.data for volume in result.maps)) for result in (rigid, flex)]
+    assert halves[1] > halves[0]
+    # Negative control: the same flow run backwards is worse than none.
+    backwards = replace(flex_model(world), latents=-world.latents)
+    wrong = reconstruct(world.stack, world.support, backwards, PLAIN, Events())
+    assert max(correlation(volume.data, truth) for volume in wrong.maps) < min(without)
+
+
+def test_half_maps_hold_the_density_in_its_own_units(world_of) -> None:
+    world = world_of(count=60, box=20, scale=500.0, motion_A=1e-3)
+    result = reconstruct(world.stack, world.support, None, replace(PLAIN, max_iterations=40), Events())
+    for volume in result.maps:
+        assert volume.pixel_size_A == world.stack.pixel_size_A
+        truth = world.density.data * world.support.data
+        assert np.vdot(volume.data, truth) / np.vdot(truth, truth) == pytest.approx(1, abs=0.05)
+        assert not volume.data[world.support.data == 0].any()
+
+
+def test_each_half_sees_its_own_particles_only(small, tmp_path: Path) -> None:
+    """Spoiling the images of half 2 leaves half 1 as it was, to the last bit."""
+    shape = (len(small.stack), small.stack.box, small.stack.box // 2 + 1, 2)
+    images = np.fromfile(small.stack.path, np.float16).reshape(shape)
+    images[small.stack.halves == 2] = 0
+    spoilt = replace(small.stack, path=tmp_path / "spoilt.f16")
+    images.tofile(spoilt.path)
+    few = replace(PLAIN, max_iterations=2)
+    before = reconstruct(small.stack, small.support, None, few, Events())
+    after = reconstruct(spoilt, small.support, None, few, Events())
+    assert np.array_equal(before.maps[0].data, after.maps[0].data)
+    assert not np.allclose(before.maps[1].data, after.maps[1].data)
+
+
+class _StopAfter(Events):
+    """Asks for a stop once `count` iterations have been told."""
+
+    def __init__(self, count: int) -> None:
+        self.lines: list[str] = []
+        super().__init__(
+            message=self.lines.append,
+            should_stop=lambda: sum("iteration " in line for line in self.lines) >= count,
+        )
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_a_stopped_reconstruction_goes_on_from_its_checkpoint(small, tmp_path: Path, count: int) -> None:
+    """In the first half and in the second; the maps are those of an unbroken run, to the last bit."""
+    parameters = replace(PLAIN, max_iterations=5, tolerance=0.0)
+    unbroken = reconstruct(small.stack, small.support, None, parameters, Events())
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(StopRequested):
+        reconstruct(small.stack, small.support, None, parameters, _StopAfter(count), checkpoint=checkpoint)
+    lines: list[str] = []
+    resumed = reconstruct(
+        small.stack, small.support, None, parameters, Events(message=lines.append), checkpoint=checkpoint
+    )
+    for one, other in zip(resumed.maps, unbroken.maps, strict=True):
+        assert np.array_equal(one.data, other.data)
+    assert any("goes on after iteration" in line for line in lines)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_checkpoint_of_another_support_is_not_used(small, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    few = replace(PLAIN, max_iterations=2)
+    reconstruct(small.stack, small.support, None, few, Events(), checkpoint=checkpoint)
+    smaller = replace(small.support, data=small.support.data * (small.density.data > 0.1 * small.density.data.max()))
+    found = reconstruct(small.stack, smaller, None, few, Events(), checkpoint=checkpoint)
+    expected = reconstruct(small.stack, smaller, None, few, Events())
+    assert np.array_equal(found.maps[0].data, expected.maps[0].data)
+
+
+def test_stopping_short_is_told(small) -> None:
+    lines: list[str] = []
+    parameters = replace(PLAIN, max_iterations=2, tolerance=1e-9)
+    result = reconstruct(small.stack, small.support, None, parameters, Events(message=lines.append))
+    assert not result.converged and result.iterations == (2, 2)
+    assert any("max_iterations (2)" in line for line in lines)
+
+
+def test_rigid_positions_follow_the_pose_convention(small) -> None:
+    """The solver's one-cell mesh puts a point at x where the consensus says: (R x)[:2] - origin from the centre."""
+    _, vertices = rigid_domain(small.support)
+    model = ImageModel(small.domain, 20, stack_box=20, stack_pixel_size_A=small.stack.pixel_size_A, oversampling=2)
+    batch = small.stack.batch(np.array([5]))
+    q = model.positions(batch.projections, batch.origins_px, torch.from_numpy(vertices))[0].numpy()
+    expected = vertices @ small.stack.projections[5].T - small.stack.origins_px[5] + 10
+    assert np.abs(q - 2 * expected).max() < 1e-4
