@@ -1,0 +1,64 @@
+"""Killed and started again: the job goes on where it was, and ends where an unbroken run does."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import starfile
+from end_to_end.conftest import kill_job_at, run_job
+
+Refined = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def assert_same_result(folder: Path, unbroken: Path) -> None:
+    ours, theirs = (starfile.read(f / "particles.star")["particles"] for f in (folder, unbroken))
+    np.testing.assert_allclose(ours["flexLatent1"], theirs["flexLatent1"], atol=2e-3)
+    np.testing.assert_array_equal(ours["rlnRandomSubset"], theirs["rlnRandomSubset"])
+    for half in (1, 2):
+        name = f"flex_half{half}_class001_unfil.mrc"
+        a, b = mrcfile.read(folder / name), mrcfile.read(unbroken / name)
+        assert np.abs(a - b).max() < 2e-3 * np.abs(b).max()
+
+
+@pytest.mark.parametrize(
+    "words, resumed",
+    [("epoch 3/6", "training goes on after epoch 3"), ("flex half 2: iteration 1", "flex half 2: goes on")],
+)
+def test_sigkill_and_the_same_command_again(refined: Refined, words: str, resumed: str) -> None:
+    unbroken, _ = refined
+    project = unbroken.parents[1]
+    job = f"External/job{100 + len(words)}/"
+    said = kill_job_at(project, job, words)
+    assert words in said
+    folder = project / job
+    assert not list(folder.glob("RELION_JOB_EXIT_*"))
+    done = run_job(project, job)
+    assert done.returncode == 0, done.stderr
+    assert resumed in done.stdout
+    assert_same_result(folder, unbroken)
+
+
+def test_sigterm_checkpoints_and_says_how_to_go_on(refined: Refined) -> None:
+    project = refined[0].parents[1]
+    said = kill_job_at(project, "External/job200/", "epoch 2/6", signal.SIGTERM)
+    folder = project / "External/job200"
+    assert "press Continue to resume" in said
+    assert (folder / "RELION_JOB_EXIT_FAILURE").exists()
+    done = run_job(project, "External/job200/")
+    assert done.returncode == 0 and "training goes on after epoch" in done.stdout
+    assert_same_result(folder, refined[0])
+
+
+def test_another_parameter_runs_only_what_depends_on_it(refined: Refined) -> None:
+    folder, _ = refined
+    project = folder.parents[1]
+    first = kill_job_at(project, "External/job300/", "rigid half 1")
+    assert "rigid half 1" in first
+    done = run_job(project, "External/job300/", "--tolerance", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "epoch" not in done.stdout and "rigid half 1" in done.stdout
