@@ -106,16 +106,19 @@ def _exit_file(status: str) -> str:
 def requeue_expected(environment: Mapping[str, str] = os.environ, show_job: Callable[[str], str] | None = None) -> bool:
     """Whether SLURM will start this job again after the signal it just sent.
 
-    True for a job that may be requeued and is not being cancelled. Where SLURM does not answer, False: a job that
-    says FAILURE can be continued by hand, one that says nothing would seem to run for ever.
+    When it requeues or preempts a job, it has counted the restart by the time the signal arrives, or says when it
+    preempted; when it cancels one it does neither (seen with 22.05; the state is COMPLETING in all cases). Where SLURM
+    does not answer, False: a job that says FAILURE can be continued by hand, one that says nothing would seem to run
+    for ever.
     """
     job_id = environment.get("SLURM_JOB_ID", "")
     if not job_id:
         return False
-    text = (show_job or _scontrol_show_job)(job_id)
-    state = re.search(r"\bJobState=(\w+)", text)
-    ended = state is not None and state[1] in ("CANCELLED", "TIMEOUT", "COMPLETED", "FAILED", "NODE_FAIL")
-    return "Requeue=1" in text.split() and not ended
+    shown = dict(entry.split("=", 1) for entry in (show_job or _scontrol_show_job)(job_id).split() if "=" in entry)
+    if shown.get("Requeue") != "1":
+        return False
+    restarted = int(shown.get("Restarts", "0")) > int(environment.get("SLURM_RESTART_COUNT") or 0)
+    return restarted or shown.get("PreemptTime", "None") not in ("None", "N/A")
 
 
 def _scontrol_show_job(job_id: str) -> str:

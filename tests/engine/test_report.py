@@ -15,9 +15,11 @@ from flex_job.fsc import FscCurves
 from flex_job.mesh import TetMesh
 from flex_job.report import ReportData, Stage, motion_volume, write_report
 from flex_job.report.panels import WIDTH_IN, Panel, missing_panels, report_panels
+from flex_job.report.panels_latents import LEARNING
 from flex_job.report.scene import build_scene, enclosing_level, motion_values, resampled
 from flex_job.report.summary import duration, latent_sentences, mean_fsc, summarise
 from flex_job.report.surface import isosurface, principal_view, render, sample_at, side_view
+from flex_job.train import HISTORY
 from flex_job.volume import Volume
 
 BOX, PIXEL = 32, 4.0
@@ -98,7 +100,7 @@ def full_data(latent_dims: int = 2, box: int = BOX, pixel: float = PIXEL) -> Rep
         frames=[Volume(molecule(arm, box, pixel), pixel) for arm in (-12, 0, 12)],
         frame_latents=np.array([-1.5, 0.0, 1.5]),
         training_limit_A=12.0,
-        learning={"data_term": np.linspace(1.2, 1.0, 5), "latent_std": np.ones((5, latent_dims)), "own": np.ones(5)},
+        learning={name: np.linspace(1.2, 1.0, 5) for name in HISTORY} | {"own": np.ones((5, latent_dims))},
         parameters={"train": {"latent_dims": latent_dims, "noise": 1.0, "scratch": ""}, "seed": 0},
         versions={"numpy": np.__version__},
         verdict=["Converged."],
@@ -225,6 +227,8 @@ def test_small_motion_is_called_negligible():
     still = Volume(np.full_like(data.motion_A.data, 0.3), PIXEL)
     assert "negligible" in summarise(replace(data, motion_A=still)).headline
     assert "negligible" not in summarise(data).headline
+    stated = summarise(replace(data, motion_mean_A=7.7))
+    assert ("Mean motion", "7.7 Å") in stated.facts and "7.7 Å on average" in stated.headline
 
 
 def test_curves_that_never_cross_or_never_agree():
@@ -255,6 +259,10 @@ def test_many_latents_do_not_flood_the_report():
     assert len(sentences) == 5 and sentences[-1].startswith("12 more")
     assert "Latent 16" in sentences[3]
     assert len(drawn(data)) == 2
+
+
+def test_every_curve_of_the_training_is_put_in_words():
+    assert set(HISTORY) == set(LEARNING)
 
 
 def test_durations_read_well():

@@ -219,11 +219,15 @@ def test_the_disk_is_looked_at_once_a_second_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "answer", "expected"),
     [
-        ({}, "JobState=RUNNING Requeue=1", False),
-        ({"SLURM_JOB_ID": "7"}, "JobId=7 JobState=RUNNING Requeue=1 Restarts=0", True),
-        ({"SLURM_JOB_ID": "7"}, "JobId=7 JobState=PREEMPTED Requeue=1 Restarts=0", True),
-        ({"SLURM_JOB_ID": "7"}, "JobId=7 JobState=RUNNING Requeue=0 Restarts=0", False),
-        ({"SLURM_JOB_ID": "7"}, "JobId=7 JobState=CANCELLED Requeue=1 Restarts=0", False),
+        ({}, "JobState=COMPLETING Requeue=1 Restarts=1", False),
+        # as SLURM 22.05 answers when TERM arrives: scontrol requeue and preemption, scancel, a signal sent by hand
+        ({"SLURM_JOB_ID": "7"}, "JobState=COMPLETING Reason=None Requeue=1 Restarts=1", True),
+        ({"SLURM_JOB_ID": "7"}, "JobState=COMPLETING Requeue=1 Restarts=0 PreemptTime=None", False),
+        ({"SLURM_JOB_ID": "7"}, "JobState=RUNNING Requeue=1 Restarts=0 PreemptTime=None", False),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, "JobState=COMPLETING Requeue=1 Restarts=1", False),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, "JobState=COMPLETING Requeue=1 Restarts=2", True),
+        ({"SLURM_JOB_ID": "7"}, "JobState=RUNNING Requeue=1 Restarts=0 PreemptTime=2026-11-22T17:21:43", True),
+        ({"SLURM_JOB_ID": "7"}, "JobState=COMPLETING Requeue=0 Restarts=1", False),
         ({"SLURM_JOB_ID": "7"}, "", False),
     ],
 )

@@ -32,6 +32,8 @@ def pipeliner(
     """Run relion_pipeliner in the project, with our console scripts on the PATH; gives what it printed."""
     program = relion_program("relion_pipeliner")
     scripts = Path(sys.executable).parent
+    # RELION would wait for ever for an executable that is not there
+    assert (scripts / "relion_flex_refine").is_file(), f"our scripts are not in {scripts}: pip install -e ."
     monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(project)
 
