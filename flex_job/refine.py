@@ -1,4 +1,4 @@
-"""The chain: mask and mesh, particles, training, reconstruction, report, in one job directory, resumable stage by stage.
+"""The chain: mask, mesh, particles, training, reconstruction, report, in one job directory, resumable by stage.
 
 Nothing here computes: each stage is one call into the module whose name says what it does.
 """

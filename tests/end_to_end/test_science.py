@@ -108,8 +108,8 @@ def test_one_hinge(tmp_path: Path) -> None:
         scores = [float(fsc(map, density.data)[1:].mean()) for map in (rigid, frame.data, alone)]
         shares.append((scores[1] - scores[0]) / (scores[2] - scores[0]))
         print(
-            f"state {state:+.1f}: FSC with the truth, rigid {scores[0]:.3f}, flex {scores[1]:.3f}, all particles in that "
-            f"state {scores[2]:.3f}; share of the gain {shares[-1]:.2f} (at least 0.5)"
+            f"state {state:+.1f}: FSC with the truth, rigid {scores[0]:.3f}, flex {scores[1]:.3f}, all particles in "
+            f"that state {scores[2]:.3f}; share of the gain {shares[-1]:.2f} (at least 0.5)"
         )
     assert rank > 0.95 and min(shares) > 0.5
 
