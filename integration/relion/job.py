@@ -80,7 +80,7 @@ def _finish_nodes(request: Request) -> None:
 
 def _limit_threads(threads: int) -> None:
     """Keep every library to `threads`. Environment variables count only before the first import."""
-    # Threads that wait for one another sleep: spinning costs half the speed on a core shared with another job (measured).
+    # Waiting threads sleep: on a core shared with another job spinning costs half the speed (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module, variable in (("numpy", "OPENBLAS_NUM_THREADS"), ("torch", "OMP_NUM_THREADS")):
         if module not in sys.modules:
