@@ -22,7 +22,9 @@ def soft_modes(mesh: TetMesh, count: int) -> NDArray[np.float32]:
     """
     stiffness = Rigidity(mesh).stiffness()
     lumped = np.zeros(len(mesh.vertices_A))
-    np.add.at(lumped, mesh.cells, cell_volumes(mesh.vertices_A, mesh.cells)[:, None] * mesh.rigidity[:, None] / 4)
+    # Density-weighted volume; rigid segments have weights far above one and would hide everything else.
+    weight = cell_volumes(mesh.vertices_A, mesh.cells) * np.minimum(mesh.rigidity, 1.0)
+    np.add.at(lumped, mesh.cells, weight[:, None] / 4)
     lumped /= lumped.sum()
     free = np.repeat(mesh.motion > 0.5, 3)
     count = min(count, int(free.sum()) - 2)

@@ -48,6 +48,18 @@ class Calibration:
     noise_level: NDArray[np.float32]
     correlation: float
 
+    @classmethod
+    def load(cls, record: Path) -> Calibration:
+        """What `prepare` wrote at `record`."""
+        with np.load(record, allow_pickle=False) as file:
+            return cls(
+                sign=int(file["sign"]),
+                gain=float(file["gain"]),
+                contrast=file["contrast"],
+                noise_level=file["noise_level"],
+                correlation=float(file["correlation"]),
+            )
+
 
 class _Source:
     """Raw images of a consensus as transforms (b, box, box // 2 + 1) on the common grid of `box` pixels."""
@@ -324,15 +336,9 @@ def _bad_images(consensus: Consensus, bad: list[int]) -> str:
 def restore(consensus: Consensus, box: int, path: Path, record: Path) -> tuple[ParticleStack, Calibration]:
     """The stack and calibration that `prepare` wrote."""
     source = _Source(consensus, box)
+    calibration = Calibration.load(record)
     with np.load(record, allow_pickle=False) as file:
         noise, level = file["noise"], file["level"]
-        calibration = Calibration(
-            sign=int(file["sign"]),
-            gain=float(file["gain"]),
-            contrast=file["contrast"],
-            noise_level=file["noise_level"],
-            correlation=float(file["correlation"]),
-        )
     stack = ParticleStack(
         path=path,
         box=box,

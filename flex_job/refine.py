@@ -224,6 +224,14 @@ class Refinement:
 
     def report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         """logfile.pdf and report.html; returns the lines that sum the run up."""
+        stages = self.manifest.record["stages"]
+        key = key_of("report", *(stages[name]["key"] for name in ("train", "rigid", "flex")))
+        if not self.manifest.is_complete("report", key):
+            with self.manifest.stage("report", key, ["logfile.pdf", "report.html"]) as results:
+                results["summary"] = self._write_report(rigid, flex)
+        return tuple(self.manifest.results("report")["summary"])
+
+    def _write_report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         model = self.model
         motion = motion_amplitude(model, self.seed)
         summary = summary_lines(rigid, flex, motion.mean_A, motion.largest_A, self.consensus.map.pixel_size_A)
@@ -238,7 +246,7 @@ class Refinement:
         ]
         if not kept["flex"]["bfactor_A2"]:
             notes.append(f"the maps are not sharpened: {kept['flex']['sharpening']}")
-        if self.training_particles[1].sign < 0:
+        if Calibration.load(self.folder / "prep.npz").sign < 0:
             notes.append("the particles are darker than the background; their contrast was inverted")
         data = ReportData(
             title="Flexible refinement",

@@ -90,7 +90,11 @@ class LeastSquares:
         return total
 
     def precondition(self, values: Array) -> Array:
-        """Approximate inverse: without motion the product is a filter by the mean weight of each shell."""
+        """Approximate inverse: without motion the product is a filter by the mean weight of each shell.
+
+        It is zero beyond the band, so nothing is put there that the images do not hold; with few iterations this
+        also keeps the noise of the last shells down.
+        """
         assert self._filter is not None
         domain = self.model.domain
         spectrum = np.fft.rfftn(domain.scatter(values)) * self._filter
@@ -133,7 +137,8 @@ def solve(
     each: Callable[[SolverState], None] = lambda state: None,
 ) -> SolverState:
     """Minimise from `start` (zero when none) until an iteration lowers the loss by less than `tolerance` of the whole
-    decrease so far. `state` continues an earlier call; `each` is called after every iteration (checkpoints)."""
+    decrease of this call so far, which suits a start from zero; a start near the solution is bounded by
+    `max_iterations`. `state` continues an earlier call; `each` is called after every iteration (checkpoints)."""
     if state is None:
         gradient = problem.first_gradient(start)
         state = SolverState(np.zeros_like(gradient) if start is None else start.astype(np.float32), gradient)
