@@ -188,6 +188,10 @@ class Refinement:
                 checkpoint.unlink(missing_ok=True)
         return FlexModel.load(path)
 
+    def use_model(self, model: FlexModel, key: str) -> None:
+        """Take a model trained elsewhere instead of training one; `key` identifies it, so that stages know it again."""
+        self.model, self.train_key = model, key
+
     def half_maps(self, kind: str, model: FlexModel | None) -> FscCurves:
         """Reconstruct both halves, flex or rigid; write them and their combined map."""
         p = self.parameters.reconstruct
@@ -225,7 +229,7 @@ class Refinement:
     def report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         """logfile.pdf and report.html; returns the lines that sum the run up."""
         stages = self.manifest.record["stages"]
-        key = key_of("report", *(stages[name]["key"] for name in ("train", "rigid", "flex")))
+        key = key_of("report", self.train_key, *(stages[name]["key"] for name in ("rigid", "flex")))
         if not self.manifest.is_complete("report", key):
             with self.manifest.stage("report", key, ["logfile.pdf", "report.html"]) as results:
                 results["summary"] = self._write_report(rigid, flex)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flex_job.consensus import Consensus
 from flex_job.events import Events
 from flex_job.generate import frames, latent_path
-from flex_job.manifest import Manifest
+from flex_job.manifest import Manifest, file_hash
 from flex_job.model import FlexModel
 from flex_job.problems import InputProblems
 from flex_job.refine import Refinement
@@ -43,7 +43,7 @@ def reconstruct(request: Request, problems: list[str], events: Events) -> None:
     columns = _latent_columns(request.inputs.get("particles"), model.latents.shape[1])
     consensus = checked_consensus(request, [*problems, *found], columns)
     run = Refinement(consensus, request.parameters, request.folder, events)
-    run.model = _with_latents_of(consensus, model)
+    run.use_model(_with_latents_of(consensus, model), file_hash(request.inputs["model"]))
     rigid = run.half_maps("rigid", None)
     flex = run.half_maps("flex", run.model)
     write_fsc_star(request.folder / "fsc.star", rigid, flex)

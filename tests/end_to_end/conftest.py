@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from hosts.conftest import relion_program, run_relion
 from integration.relion.simulate import simulate_project
+
+__all__ = ["relion_program", "run_relion"]  # fixtures
 
 PARTICLES = 1000
 COMMAND = "from integration.local.cli import refine; refine()"
