@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from hosts.conftest import relion_program, run_relion
+
 from integration.relion.simulate import simulate_project
 
 __all__ = ["relion_program", "run_relion"]  # fixtures
