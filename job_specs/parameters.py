@@ -80,7 +80,7 @@ class MeshParameters:
     )
     tetra_cells: int = parameter(
         20,
-        help="Mesh cells across the longest side of the mask",
+        help="Mesh cells across the box: their edge is the box side divided by this",
         bounds=(4, 80),
         tier="main",
         cryosparc="cells across the box",
