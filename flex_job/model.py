@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.files import written_aside
 from flex_job.flow import FlowGenerator
 from flex_job.mesh import TetMesh
 from flex_job.volume import Volume
@@ -47,29 +47,28 @@ class FlexModel:
 
     def save(self, path: Path) -> Path:
         """Plain tensors with a schema version; written aside, then renamed over `path`."""
-        mesh = self.mesh
-        aside = path.with_name(f".{path.name}.part")
-        torch.save(
-            {
-                "schema": SCHEMA,
-                "flow": self.flow.state_dict(),
-                "flow_shape": [self.flow.latent_dims, self.flow.layers, self.flow.units],
-                "mesh": {
-                    name: torch.from_numpy(np.array(getattr(mesh, name)))
-                    for name in ("vertices_A", "cells", "rigidity", "motion", "segment")
-                },
-                "latents": torch.from_numpy(self.latents),
-                "covariance": torch.from_numpy(self.covariance),
-                "map": torch.from_numpy(self.map.data),
-                "support": torch.from_numpy(self.support.data),
-                "pixel_size_A": self.map.pixel_size_A,
-                "history": torch.from_numpy(self.history),
-                "history_names": list(self.history_names),
-            },
-            aside,
-        )
-        os.replace(aside, path)
+        with written_aside(path) as file:
+            torch.save(self._tensors(), file)
         return path
+
+    def _tensors(self) -> dict[str, object]:
+        mesh = self.mesh
+        return {
+            "schema": SCHEMA,
+            "flow": self.flow.state_dict(),
+            "flow_shape": [self.flow.latent_dims, self.flow.layers, self.flow.units],
+            "mesh": {
+                name: torch.from_numpy(np.array(getattr(mesh, name)))
+                for name in ("vertices_A", "cells", "rigidity", "motion", "segment")
+            },
+            "latents": torch.from_numpy(self.latents),
+            "covariance": torch.from_numpy(self.covariance),
+            "map": torch.from_numpy(self.map.data),
+            "support": torch.from_numpy(self.support.data),
+            "pixel_size_A": self.map.pixel_size_A,
+            "history": torch.from_numpy(self.history),
+            "history_names": list(self.history_names),
+        }
 
     @classmethod
     def load(cls, path: Path) -> FlexModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.events import Events
+from flex_job.files import written_aside
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
 from flex_job.operator import MASK_LEVEL, VoxelDomain, rigid_domain, voxel_domain
@@ -122,7 +122,6 @@ def _solve_half(
 
 
 def _save(state: SolverState, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.part")
     tensors = {
         "values": torch.from_numpy(state.values),
         "gradient": torch.from_numpy(state.gradient),
@@ -132,11 +131,8 @@ def _save(state: SolverState, path: Path) -> None:
         "decreases": state.decreases,
         "converged": state.converged,
     }
-    with aside.open("wb") as file:
+    with written_aside(path) as file:
         torch.save(tensors, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _load(path: Path, n_voxels: int) -> SolverState | None:

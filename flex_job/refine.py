@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import torch
 
+from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus
 from flex_job.events import Events
 from flex_job.fourier import fourier_resize
@@ -25,7 +26,7 @@ from flex_job.mesh import TetMesh, build_mesh, draw_mesh
 from flex_job.model import FlexModel
 from flex_job.motion import motion_amplitude
 from flex_job.particles import ParticleStack
-from flex_job.prep import Calibration, prepare, restore
+from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
 from flex_job.reconstruct import reconstruct
 from flex_job.report import ReportData, Stage, write_report

@@ -7,7 +7,6 @@ limit rises from epoch to epoch, and box and voxels are as coarse as the band al
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.events import Events
+from flex_job.files import written_aside
 from flex_job.flow import FlowGenerator
 from flex_job.fourier import fourier_resize, low_pass
 from flex_job.imaging import ImageModel
@@ -282,7 +282,6 @@ class Trainer:
         """Everything needed to go on after the present epoch."""
         if self.checkpoint is None:
             return
-        aside = self.checkpoint.with_name(f".{self.checkpoint.name}.part")
         state = {
             "flow": self.flow.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -292,11 +291,8 @@ class Trainer:
             "epoch": self.epoch,
             "history": self.history,
         }
-        with aside.open("wb") as file:
+        with written_aside(self.checkpoint) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.checkpoint)
 
     def resume(self) -> bool:
         """Load the checkpoint, if there is one."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from flex_job.files import written_aside
 
 __all__ = ["TetMesh", "cell_gradients", "cell_quality", "cell_volumes"]
 
@@ -50,8 +51,7 @@ class TetMesh:
     def save(self, path: str | Path) -> Path:
         """Write .npz: aside first, then renamed over `path`."""
         path = Path(path)
-        aside = path.with_name(f".{path.name}.part")
-        with open(aside, "wb") as file:
+        with written_aside(path) as file:
             np.savez_compressed(
                 file,
                 schema=np.int32(SCHEMA),
@@ -61,7 +61,6 @@ class TetMesh:
                 motion=self.motion,
                 segment=self.segment,
             )
-        os.replace(aside, path)
         return path
 
     @classmethod

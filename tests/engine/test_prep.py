@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus, OpticsGroup
 from flex_job.ctf import ctf, ctf_parameters
 from flex_job.events import Events, StopRequested
@@ -22,7 +23,7 @@ from flex_job.images import ImageReader
 from flex_job.imaging import ImageModel
 from flex_job.operator import rigid_domain
 from flex_job.particles import ParticleStack
-from flex_job.prep import Calibration, prepare, restore
+from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
 from flex_job.reconstruct import reconstruct
 from flex_job.simulation.images import noise_power, signal_images
