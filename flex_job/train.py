@@ -19,6 +19,7 @@ from flex_job.events import Events
 from flex_job.files import written_aside
 from flex_job.flow import FlowGenerator
 from flex_job.fourier import fourier_resize, low_pass
+from flex_job.fsc import fsc, shell_index
 from flex_job.imaging import ImageModel
 from flex_job.latents import coordinate_descent, gauss_newton
 from flex_job.linear_start import linear_start
@@ -27,6 +28,7 @@ from flex_job.model import FlexModel
 from flex_job.operator import MASK_LEVEL, VoxelDomain, voxel_domain
 from flex_job.particles import Batch, ParticleStack
 from flex_job.rigidity import Rigidity
+from flex_job.sharpen import fsc_weights
 from flex_job.solver import LeastSquares, solve
 from flex_job.volume import Volume
 from job_specs.parameters import TrainParameters
@@ -235,7 +237,12 @@ class Trainer:
         self.flow.change_latents(torch.from_numpy(root.astype(np.float32)))
 
     def solve_map(self) -> None:
-        """Solve for the canonical map at the present band limit, latents and flow fixed."""
+        """Solve for the canonical map at the present band limit, latents and flow fixed.
+
+        Each half-set is solved for on its own, from zero; their mean is filtered by its signal-to-noise ratio as the
+        halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow to
+        move towards that noise, and both final half-maps would then agree on it.
+        """
         level, band = self.level(self.band(self.epoch), whole=True)
 
         def positions(batch: Batch) -> torch.Tensor:
@@ -243,11 +250,17 @@ class Trainer:
                 u = self.flow(torch.from_numpy(self.latents[batch.index]))
                 return level.model.positions(batch.projections, batch.origins_px, self.vertices + u)
 
-        everyone = np.arange(len(self.stack))
-        problem = LeastSquares(self.stack, everyone, level.model, positions, band=band, events=self.events)
-        state = solve(problem, start=level.values, max_iterations=MAP_ITERATIONS, tolerance=1e-3)
-        volume = Volume(level.model.domain.scatter(state.values), self.stack.extent_A / level.box)
-        self.map = fourier_resize(volume, self.stack.box)
+        halves = []
+        for half in (1, 2):
+            index = np.flatnonzero(self.stack.halves == half)
+            problem = LeastSquares(self.stack, index, level.model, positions, band=band, events=self.events)
+            state = solve(problem, max_iterations=MAP_ITERATIONS, tolerance=1e-3)
+            halves.append(level.model.domain.scatter(state.values))
+        signal = fsc_weights(fsc(*halves)) ** 2
+        spectrum = np.fft.rfftn(0.5 * (halves[0] + halves[1]))
+        spectrum *= np.append(signal, np.zeros(level.box))[shell_index(level.box)]
+        mean = np.fft.irfftn(spectrum, s=(level.box,) * 3, axes=(0, 1, 2)).astype(np.float32)
+        self.map = fourier_resize(Volume(mean, self.stack.extent_A / level.box), self.stack.box)
 
     def finish(self) -> FlexModel:
         """Last visits of the latents at the final band limit, and the model."""
