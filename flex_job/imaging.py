@@ -59,17 +59,16 @@ class ImageModel:
         residual: torch.Tensor,
         q: torch.Tensor,
         values: NDArray[np.float32] | None = None,
-        *,
-        to_values: bool = True,
-    ) -> tuple[NDArray[np.float32] | None, torch.Tensor | None]:
-        """Transpose of `transform` for the real inner product over the whole plane: to values and vertices."""
+    ) -> tuple[NDArray[np.float32], torch.Tensor | None]:
+        """Transpose of `transform` for the real inner product over the whole plane: to the values and, where `values`
+        is given, to the vertices."""
         spectrum = torch.zeros((len(residual), self.fine, self.fine // 2 + 1), dtype=residual.dtype)
         half = self.box // 2
         scaled = residual * self.factor
         spectrum[:, :half, : half + 1] = scaled[:, :half]
         spectrum[:, -half:, : half + 1] = scaled[:, half:]
         images = torch.fft.irfft2(spectrum, s=(self.fine, self.fine), norm="forward").numpy()
-        grad_values, grad_q = operator.adjoint(self.domain, images, q.numpy(), values, to_values=to_values)
+        grad_values, grad_q = operator.adjoint(self.domain, images, q.numpy(), values)
         return grad_values, None if grad_q is None else torch.from_numpy(grad_q)
 
     def _forward(self, images: NDArray[np.float32]) -> torch.Tensor:

@@ -73,7 +73,6 @@ class LeastSquares:
             if values is not None:
                 residual += batch.transfer * self.model.transform(values, q)
             part, _ = self.model.gradient(residual * batch.transfer / batch.multiplicity, q)
-            assert part is not None
             total += part
         self._set_filter(weight.numpy())
         return total if values is None else total + self.ridge * values
@@ -85,7 +84,6 @@ class LeastSquares:
             q = self.positions(batch)
             spectrum = self.model.transform(values, q) * batch.transfer**2 / batch.multiplicity
             part, _ = self.model.gradient(spectrum, q)
-            assert part is not None
             total += part
         return total
 

@@ -172,7 +172,7 @@ class Trainer:
         fixed = q.detach()
         residual = batch.transfer * level.model.transform(level.values, fixed) - batch.data
         spectrum = batch.transfer * residual / batch.multiplicity
-        _, gradient = level.model.gradient(spectrum, fixed, level.values, to_values=False)
+        _, gradient = level.model.gradient(spectrum, fixed, level.values)
         assert gradient is not None
         rigidity = self.rigidity.energy(u[:RIGIDITY_SAMPLE])
         # The inner product with the data term's gradient has that gradient: the operator stays outside autograd.

@@ -109,46 +109,51 @@ def _adjoint_values(images, q, local, start, vertices, gradients, offsets, parti
 
 
 @numba.njit(**_OPTIONS)
-def _adjoint_vertices(values, images, q, local, start, vertices, gradients, offsets, out):
+def _adjoint(values, images, q, local, start, vertices, gradients, offsets, partial, out):
     box = images.shape[1]
     zero = values.dtype.type(0)
-    for i in numba.prange(q.shape[0]):
-        image = images[i]
-        for c in range(len(vertices)):
-            a00, a01, a02, a10, a11, a12, b0, b1 = _cell_map(q[i], vertices, gradients, offsets, c)
-            gx = gy = gxx = gxy = gxz = gyx = gyy = gyz = zero
-            for v in range(start[c], start[c + 1]):
-                x, y, z = local[0, v], local[1, v], local[2, v]
-                px = a00 * x + a01 * y + a02 * z + b0
-                py = a10 * x + a11 * y + a12 * z + b1
-                if not (px >= 1 and py >= 1 and px < box - 2 and py < box - 2):
-                    continue
-                ix, iy = int(px), int(py)
-                w0, w1, w2, w3 = _spline(px - ix)
-                d0, d1, d2, d3 = _spline_slope(px - ix)
-                h = _spline(py - iy)
-                e = _spline_slope(py - iy)
-                along_x = zero
-                along_y = zero
-                for j in range(4):
-                    row = image[iy - 1 + j]
-                    r0, r1, r2, r3 = row[ix - 1], row[ix], row[ix + 1], row[ix + 2]
-                    along_x += h[j] * (d0 * r0 + d1 * r1 + d2 * r2 + d3 * r3)
-                    along_y += e[j] * (w0 * r0 + w1 * r1 + w2 * r2 + w3 * r3)
-                along_x *= values[v]
-                along_y *= values[v]
-                gx += along_x
-                gxx += along_x * x
-                gxy += along_x * y
-                gxz += along_x * z
-                gy += along_y
-                gyx += along_y * x
-                gyy += along_y * y
-                gyz += along_y * z
-            for k in range(4):
-                g0, g1, g2, o = gradients[c, k, 0], gradients[c, k, 1], gradients[c, k, 2], offsets[c, k]
-                out[i, vertices[c, k], 0] += gx * o + gxx * g0 + gxy * g1 + gxz * g2
-                out[i, vertices[c, k], 1] += gy * o + gyx * g0 + gyy * g1 + gyz * g2
+    threads = len(partial)
+    for t in numba.prange(threads):
+        to_values = partial[t]
+        for i in range(t, q.shape[0], threads):
+            image = images[i]
+            for c in range(len(vertices)):
+                a00, a01, a02, a10, a11, a12, b0, b1 = _cell_map(q[i], vertices, gradients, offsets, c)
+                gx = gy = gxx = gxy = gxz = gyx = gyy = gyz = zero
+                for v in range(start[c], start[c + 1]):
+                    x, y, z = local[0, v], local[1, v], local[2, v]
+                    px = a00 * x + a01 * y + a02 * z + b0
+                    py = a10 * x + a11 * y + a12 * z + b1
+                    if not (px >= 1 and py >= 1 and px < box - 2 and py < box - 2):
+                        continue
+                    ix, iy = int(px), int(py)
+                    w0, w1, w2, w3 = _spline(px - ix)
+                    d0, d1, d2, d3 = _spline_slope(px - ix)
+                    h = _spline(py - iy)
+                    e = _spline_slope(py - iy)
+                    # The four columns of the footprint, each summed over its rows with the spline and with its slope.
+                    m0 = m1 = m2 = m3 = n0 = n1 = n2 = n3 = zero
+                    for j in range(4):
+                        row = image[iy - 1 + j]
+                        r0, r1, r2, r3 = row[ix - 1], row[ix], row[ix + 1], row[ix + 2]
+                        hj, ej = h[j], e[j]
+                        m0, m1, m2, m3 = m0 + hj * r0, m1 + hj * r1, m2 + hj * r2, m3 + hj * r3
+                        n0, n1, n2, n3 = n0 + ej * r0, n1 + ej * r1, n2 + ej * r2, n3 + ej * r3
+                    to_values[v] += w0 * m0 + w1 * m1 + w2 * m2 + w3 * m3
+                    along_x = values[v] * (d0 * m0 + d1 * m1 + d2 * m2 + d3 * m3)
+                    along_y = values[v] * (w0 * n0 + w1 * n1 + w2 * n2 + w3 * n3)
+                    gx += along_x
+                    gxx += along_x * x
+                    gxy += along_x * y
+                    gxz += along_x * z
+                    gy += along_y
+                    gyx += along_y * x
+                    gyy += along_y * y
+                    gyz += along_y * z
+                for k in range(4):
+                    g0, g1, g2, o = gradients[c, k, 0], gradients[c, k, 1], gradients[c, k, 2], offsets[c, k]
+                    out[i, vertices[c, k], 0] += gx * o + gxx * g0 + gxy * g1 + gxz * g2
+                    out[i, vertices[c, k], 1] += gy * o + gyx * g0 + gyy * g1 + gyz * g2
 
 
 @numba.njit(**_OPTIONS)
@@ -213,26 +218,19 @@ def project(domain: VoxelDomain, values: NDArray, q: NDArray, box: int) -> NDArr
 
 
 def adjoint(
-    domain: VoxelDomain,
-    images: NDArray,
-    q: NDArray,
-    values: NDArray | None = None,
-    *,
-    to_values: bool = True,
-) -> tuple[NDArray | None, NDArray | None]:
+    domain: VoxelDomain, images: NDArray, q: NDArray, values: NDArray | None = None
+) -> tuple[NDArray, NDArray | None]:
     """Transpose of `project` at `images`: gradient to the values (n_voxels,), summed over the batch, and, where
     `values` is given, to the vertices (b, n_vertices, 2)."""
     q = q.astype(images.dtype, copy=False)
     tables = _tables(domain, images.dtype)
-    grad_values = grad_q = None
-    if to_values:
-        partial = np.zeros((min(numba.get_num_threads(), len(q)), len(domain)), dtype=images.dtype)
+    partial = np.zeros((min(numba.get_num_threads(), len(q)), len(domain)), dtype=images.dtype)
+    if values is None:
         _adjoint_values(images, q, *tables, partial)
-        grad_values = partial.sum(axis=0)
-    if values is not None:
-        grad_q = np.zeros_like(q)
-        _adjoint_vertices(values, images, q, *tables, grad_q)
-    return grad_values, grad_q
+        return partial.sum(axis=0), None
+    grad_q = np.zeros_like(q)
+    _adjoint(values, images, q, *tables, partial, grad_q)
+    return partial.sum(axis=0), grad_q
 
 
 def derivative(domain: VoxelDomain, values: NDArray, q: NDArray, dq: NDArray, box: int) -> tuple[NDArray, NDArray]:

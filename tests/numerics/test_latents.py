@@ -298,7 +298,7 @@ def test_gradient_to_vertices_is_that_of_the_data_term(world_of) -> None:
     _, downhill, _ = normal_equations(world.model, world.values, batch, q, dq)
     residual = batch.transfer * world.model.transform(world.values, q) - batch.data
     spectrum = batch.transfer * residual / batch.multiplicity
-    _, gradient = world.model.gradient(spectrum, q, world.values, to_values=False)
+    _, gradient = world.model.gradient(spectrum, q, world.values)
     assert gradient is not None
     found = torch.einsum("bkvc,bvc->bk", dq, gradient)
     assert float((found + downhill).norm() / downhill.norm()) < 1e-4
