@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numba
 import numpy as np
-import torch
 
 from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus
@@ -57,9 +55,6 @@ class Refinement:
 
     def __init__(self, consensus: Consensus, parameters: RefineParameters, folder: Path, events: Events) -> None:
         self.consensus, self.parameters, self.folder, self.events = consensus, parameters, folder, events
-        threads = parameters.run.threads
-        torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         self.cache_folder = Path(parameters.prep.scratch or folder) / (
             f"flex_cache_{key_of(str(folder.resolve()))}" if parameters.prep.scratch else "cache"
         )

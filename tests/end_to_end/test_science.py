@@ -30,7 +30,7 @@ from flex_job.refine import Refinement
 from flex_job.volume import Volume, read_volume
 from integration.relion.read import read_consensus
 from integration.relion.simulate import simulate_project
-from job_specs.parameters import RefineParameters, RunParameters
+from job_specs.parameters import RefineParameters
 
 pytestmark = pytest.mark.science
 
@@ -62,8 +62,7 @@ def rigid_reconstruction(folder: Path, **options: object) -> NDArray[np.float32]
     simulate_project(folder, **(settings | options))  # type: ignore[arg-type]
     mask = folder / "MaskCreate/job002/mask.mrc"
     consensus = read_consensus(folder / "Refine3D/job001/run_data.star", mask_path=mask)
-    threads = RunParameters(threads=len(os.sched_getaffinity(0)))
-    Refinement(consensus, RefineParameters(run=threads), folder, Events()).half_maps("rigid", None)
+    Refinement(consensus, RefineParameters(), folder, Events()).half_maps("rigid", None)
     return mean_map(folder, "rigid")
 
 
