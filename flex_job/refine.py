@@ -124,7 +124,9 @@ class Refinement:
         return TetMesh.load(path)
 
     def _prepared(self, name: str, box: int, calibration: Calibration | None) -> tuple[ParticleStack, Calibration]:
-        key = key_of(name, box, self.inputs_key, asdict(self.parameters.prep))
+        p = self.parameters.mesh  # the calibration sees the map through the mask
+        mask = [p.mask_lowpass, p.mask_threshold, p.mask_dilate, p.mask_soft]
+        key = key_of(name, box, self.inputs_key, asdict(self.parameters.prep), mask)
         cache = self.cache_folder / f"{name}.f16"
         record = self.folder / f"{name}.npz"
         if not (self.manifest.is_complete(name, key) and cache.exists()):
