@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.fourier import fourier_resize
-from flex_job.operator.cpu import FAST, _spline
+from flex_job.operator.cpu_kernels import FAST, spline
 from flex_job.operator.domain import VoxelDomain
 from flex_job.volume import Volume
 
@@ -34,7 +34,7 @@ def _deposit(values, corners, local, start, vertices, gradients, offsets, volume
             if not (px >= 1 and py >= 1 and pz >= 1 and px < box - 2 and py < box - 2 and pz < box - 2):
                 continue
             ix, iy, iz = int(px), int(py), int(pz)
-            wx, wy, wz = _spline(px - ix), _spline(py - iy), _spline(pz - iz)
+            wx, wy, wz = spline(px - ix), spline(py - iy), spline(pz - iz)
             for k in range(4):
                 for j in range(4):
                     g = values[v] * wz[k] * wy[j]

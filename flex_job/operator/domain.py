@@ -1,4 +1,8 @@
-"""The voxels that carry density, ordered by mesh cell so that a cell's affine map is computed once per image."""
+"""The voxels that carry density, ordered by mesh cell so that a cell's affine map is computed once per image.
+
+Cells, and the voxels inside a cell, follow a Hilbert curve: voxels that are near in the list are near in space, hence
+in every image, whatever the pose, and a run of voxels writes to a small patch that stays in the cache.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 from flex_job.mesh import TetMesh, cell_gradients, locate
 from flex_job.volume import Volume
 
-__all__ = ["MASK_LEVEL", "VoxelDomain", "rigid_domain", "voxel_domain"]
+__all__ = ["MASK_LEVEL", "VoxelDomain", "hilbert_index", "rigid_domain", "voxel_domain"]
 
 MASK_LEVEL = 0.05
 """A soft mask's voxels above this carry density; resampling a mask to another box ripples by less."""
@@ -22,9 +26,9 @@ class VoxelDomain:
 
     `flat_index` (n,) points into the raveled (z, y, x) volume. `local` (3, n) float32 is the voxel's position (xyz,
     angstroms) relative to `centre` of its cell. Voxels are ordered by cell: those of the c-th occupied cell are
-    `start[c]:start[c + 1]`. `vertices` (c, 4) are its vertex numbers, `gradients` (c, 4, 3) the gradients of its
-    four linear shape functions (1/A) and `offsets` (c, 4) their values at `centre`; so the barycentric weights
-    of a voxel are `offsets + gradients @ local` and sum to one.
+    `start[c]:start[c + 1]`; cells, and the voxels in each, follow a Hilbert curve. `vertices` (c, 4) are a cell's
+    vertex numbers, `gradients` (c, 4, 3) the gradients of its four linear shape functions (1/A) and `offsets` (c, 4)
+    their values at `centre`; so the barycentric weights of a voxel are `offsets + gradients @ local` and sum to one.
     """
 
     box: int
@@ -41,10 +45,13 @@ class VoxelDomain:
         return len(self.flat_index)
 
     def weights(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Vertex numbers (n, 4) and barycentric weights (n, 4) of every voxel, for the reference operator."""
+        """Vertex numbers (n, 4) and barycentric weights (n, 4) of every voxel. The fourth weight is what is left to
+        one: in slivers weights are large, and the rounding of `gradients` would show as a shift."""
         cell = np.repeat(np.arange(len(self.vertices)), np.diff(self.start))
-        inside = np.einsum("nkj,jn->nk", self.gradients[cell].astype(np.float64), self.local.astype(np.float64))
-        return self.vertices[cell], self.offsets[cell] + inside
+        weights = np.einsum("nkj,jn->nk", self.gradients[cell].astype(np.float64), self.local.astype(np.float64))
+        weights += self.offsets[cell]
+        weights[:, 3] = 1 - weights[:, :3].sum(axis=1)
+        return self.vertices[cell], weights
 
     def subset(self, keep: NDArray[np.bool_]) -> VoxelDomain:
         """The voxels where `keep` (n,) holds, and their cells."""
@@ -71,16 +78,48 @@ class VoxelDomain:
         return volume.reshape((self.box,) * 3)
 
 
+def hilbert_index(index: NDArray[np.integer], bits: int) -> NDArray[np.int64]:
+    """Place (n,) along a Hilbert curve through a cube of 2^bits per axis of integer points (n, 3), 0 <= index < 2^bits.
+
+    Skilling, AIP Conf. Proc. 707, 381 (2004): undo the rotations of the curve bit by bit, then read the Gray code.
+    """
+    axes = [np.array(index[:, axis], dtype=np.int64) for axis in range(3)]
+    for bit in range(bits - 1, 0, -1):
+        low = (1 << bit) - 1  # the bits below this one are reflected, or exchanged with those of the first axis
+        for axis in range(3):
+            reflect = (axes[axis] >> bit & 1).astype(bool)
+            exchange = np.where(reflect, 0, (axes[0] ^ axes[axis]) & low)
+            axes[0] ^= np.where(reflect, low, exchange)
+            axes[axis] ^= exchange
+    axes[1] ^= axes[0]
+    axes[2] ^= axes[1]
+    parity = np.zeros_like(axes[0])
+    for bit in range(bits - 1, 0, -1):
+        parity ^= np.where(axes[2] >> bit & 1, (1 << bit) - 1, 0)
+    place = np.zeros_like(parity)
+    for bit in range(bits - 1, -1, -1):
+        for axis in range(3):
+            place = place << 1 | (axes[axis] ^ parity) >> bit & 1
+    return place
+
+
 def voxel_domain(mesh: TetMesh, support: Volume, above: float = 0.0) -> VoxelDomain:
-    """Order the voxels where `support` exceeds `above` by the cell of `mesh` that holds them (or is nearest)."""
+    """The voxels where `support` exceeds `above`, by the cell of `mesh` that holds them (or is nearest)."""
     z, y, x = np.nonzero(support.data > above)
     if len(z) == 0:
         raise ValueError("the support of the map is empty: expected a mask with voxels above zero")
     index = np.stack([x, y, z], axis=1)
     points = (index - support.box // 2) * support.pixel_size_A
     cell, _ = locate(mesh, points)
-    order = np.argsort(cell, kind="stable")
-    occupied, counts = np.unique(cell, return_counts=True)
+    bits = max(1, int(support.box - 1).bit_length())
+    numbers, number, counts = np.unique(cell, return_inverse=True, return_counts=True)
+    # A cell stands on the curve where the mean of its voxels does: a tetrahedron's own centre may lie outside the box.
+    mean = np.stack([np.bincount(number, weights=axis) for axis in index.T], axis=1) / counts[:, None]
+    along = np.argsort(hilbert_index(np.rint(mean).astype(np.int64), bits), kind="stable")
+    rank = np.empty_like(along)
+    rank[along] = np.arange(len(along))
+    order = np.lexsort((hilbert_index(index, bits), rank[number]))
+    occupied, counts = numbers[along], counts[along]
     vertices = mesh.cells[occupied]
     centre = mesh.vertices_A[vertices].mean(axis=1)
     local = points[order] - np.repeat(centre, counts, axis=0)
