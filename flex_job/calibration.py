@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.band import Band
 from flex_job.consensus import Consensus
-from flex_job.ctf import ctf
+from flex_job.ctf import ctf_at
 from flex_job.events import Events
-from flex_job.fourier import fourier_resize, radius_half_plane
+from flex_job.fourier import fourier_resize
 from flex_job.imaging import ImageModel
-from flex_job.operator import MASK_LEVEL, rigid_domain
+from flex_job.operator import MASK_LEVEL, make_operator, rigid_domain
+from flex_job.particles import Batch
 from flex_job.problems import InputProblems
 from flex_job.raw_images import RawImages
 from flex_job.volume import Volume
 
 __all__ = ["Calibration", "Yardstick", "contrast_sign", "noise_sample", "noise_spectrum", "shrunk_contrast"]
 
+YARDSTICK_BAND = 0.7
 GROUP_SAMPLE = 50  # images of every optics group at least, for the lowest shells have few coefficients each
 
 
@@ -60,21 +63,27 @@ class Yardstick:
         consensus = source.consensus
         reference = fourier_resize(consensus.map, source.box)
         domain, vertices = rigid_domain(fourier_resize(mask, source.box), MASK_LEVEL)
-        self.values = domain.gather(reference.data)
+        self.values = torch.from_numpy(domain.gather(reference.data))
         self.points = torch.from_numpy(vertices)
-        self.model = ImageModel(
-            domain, source.box, stack_box=source.box, stack_pixel_size_A=reference.pixel_size_A, oversampling=1
-        )
         # The spline's error on the plain grid grows towards Nyquist; the calibration needs none of those.
-        self.band = radius_half_plane(source.box) < 0.7 * source.box / 2
+        band = Band.below(YARDSTICK_BAND * source.box / 2)
+        self.model = ImageModel(
+            make_operator(domain), source.box, band, stack_box=source.box, stack_pixel_size_A=reference.pixel_size_A
+        )
 
     def images(self, index: NDArray[np.int64]) -> torch.Tensor:
-        source = self.source
-        projections = torch.from_numpy(source.projections[index].astype(np.float32))
-        origins = torch.from_numpy(source.origins_px[index].astype(np.float32))
-        q = self.model.positions(projections, origins, self.points)
-        transfer = ctf(source.ctf, index, source.box, source.pixel_sizes_A[index])
-        return self.model.transform(self.values, q) * transfer * self.band
+        """Packed coefficients (b, m) as those of `source`, zero beyond YARDSTICK_BAND of Nyquist."""
+        source, band = self.source, self.model.band
+        transfer = ctf_at(source.ctf, index, band.ky, band.kx, source.pixel_sizes_A[index] * source.box)
+        batch = Batch(
+            index=index,
+            data=transfer,
+            transfer=transfer,
+            projections=torch.from_numpy(source.projections[index].astype(np.float32)),
+            origins_px=torch.from_numpy(source.origins_px[index].astype(np.float32)),
+        )
+        seen = transfer * self.model.transform(self.values, self.model.positions(batch, self.points))
+        return torch.nn.functional.pad(seen, (0, len(source.band) - len(band)))
 
 
 def noise_sample(consensus: Consensus, particles: int, seed: int) -> NDArray[np.int64]:
@@ -100,20 +109,20 @@ def noise_spectrum(
     count = torch.zeros(groups)
     for start in range(0, len(sample), source.batch_size):
         index = sample[start : start + source.batch_size]
-        data = source.transforms(index)
-        finite = torch.isfinite(data.abs().sum((1, 2)))
+        data = source.coefficients(index)
+        finite = torch.isfinite(data.abs().sum(1))
         data, index = data[finite], index[finite.numpy()]
         if not len(index):
             continue
         model = yardstick.images(index)
         group = torch.from_numpy(source.consensus.optics_index[index].astype(np.int64))
-        cross.index_add_(0, group, _shell_mean((data * model.conj()).real, box))
-        square.index_add_(0, group, _shell_mean(model.abs() ** 2, box))
-        power.index_add_(0, group, _shell_mean(data.abs() ** 2, box))
+        cross.index_add_(0, group, _shell_mean((data * model.conj()).real, source.band))
+        square.index_add_(0, group, _shell_mean(model.abs() ** 2, source.band))
+        power.index_add_(0, group, _shell_mean(data.abs() ** 2, source.band))
         count.index_add_(0, group, torch.ones(len(index)))
     coefficients = torch.arange(box // 2 + 1.0) + 0.5  # proportional to the number of coefficients in a shell
     weight = coefficients / power.sum(0).clamp(min=1e-20)
-    weight[0] = 0.0  # the mean level of an image is not signal
+    weight[0] = 0.0  # no coefficient there
     gain = float((cross.sum(0) * weight).sum() / (square.sum(0) * weight).sum().clamp(min=1e-20))
     correlation = float(
         (cross.sum(0) * weight).sum() / ((square.sum(0) * weight).sum() * (power.sum(0) * weight).sum()).sqrt()
@@ -123,16 +132,16 @@ def noise_spectrum(
     left = torch.where(count[:, None] > 0, left, fallback)
     left[:, 0] = left[:, 1]
     floor = 1e-6 * left.mean()
-    return left.clamp(min=floor).sqrt().numpy().astype(np.float32), gain, correlation
+    # half, for the amplitude is that of the real and of the imaginary part
+    return (0.5 * left.clamp(min=floor)).sqrt().numpy().astype(np.float32), gain, correlation
 
 
-def _shell_mean(power: torch.Tensor, box: int) -> torch.Tensor:
-    """Mean over the coefficients of each shell (..., box // 2 + 1) of a half plane, the corner left out."""
-    shell = radius_half_plane(box).round().long()
-    inside = shell <= box // 2
-    count = torch.zeros(box // 2 + 1).index_add(0, shell[inside], torch.ones(int(inside.sum())))
-    total = torch.zeros((*power.shape[:-2], box // 2 + 1))
-    return total.index_add(-1, shell[inside], power[..., inside]) / count
+def _shell_mean(power: torch.Tensor, band: Band) -> torch.Tensor:
+    """Mean over the coefficients of each shell (..., box // 2 + 1) of packed coefficients (..., m)."""
+    shells = int(band.limit) + 1
+    count = torch.zeros(shells).index_add(0, band.shells, torch.ones(len(band)))
+    total = torch.zeros((*power.shape[:-1], shells)).index_add(-1, band.shells, power)
+    return total / count.clamp(min=1)
 
 
 def contrast_sign(contrast: str, gain: float, correlation: float, coefficients: int, events: Events) -> int:

@@ -28,7 +28,16 @@ from numpy.typing import NDArray
 
 from flex_job.consensus import Consensus
 
-__all__ = ["CtfParameters", "ctf", "ctf_parameters", "electron_wavelength", "frequencies", "odd_phase"]
+__all__ = [
+    "CtfParameters",
+    "ctf",
+    "ctf_at",
+    "ctf_parameters",
+    "electron_wavelength",
+    "frequencies",
+    "odd_phase",
+    "odd_phase_at",
+]
 
 Index = Sequence[int] | NDArray[np.integer] | torch.Tensor
 
@@ -110,92 +119,117 @@ def ctf_parameters(consensus: Consensus) -> CtfParameters:
 
 def frequencies(box: int, pixel_size_A: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(ky, kx), each (box, box // 2 + 1) float32 in 1/A, in the order of torch.fft.rfft2 (not centred)."""
-    ky, kx = _unit_frequencies(box)
-    return ky.to(torch.float32) / pixel_size_A, kx.to(torch.float32) / pixel_size_A
+    ky, kx = (each.view(box, box // 2 + 1).to(torch.float32) for each in _half_plane(box))
+    return ky / (box * pixel_size_A), kx / (box * pixel_size_A)
 
 
 def ctf(
     parameters: CtfParameters, index: Index, box: int, pixel_size_A: float | NDArray[np.floating] | torch.Tensor
 ) -> torch.Tensor:
-    """The CTF of particles `index` (b,): float32 (b, box, box // 2 + 1) in rfft2 order.
+    """The CTF of particles `index` (b,): float32 (b, box, box // 2 + 1) in rfft2 order. See `ctf_at`."""
+    extent = box * torch.as_tensor(pixel_size_A, dtype=torch.float64)
+    return ctf_at(parameters, index, *_half_plane(box), extent).view(-1, box, box // 2 + 1)
 
-    `pixel_size_A` is one number or one per particle (b,). Signed, except for phase-flipped and premultiplied data,
-    where it is |CTF|. See the module's text for the convention and for premultiplied data.
+
+def ctf_at(
+    parameters: CtfParameters,
+    index: Index,
+    ky: torch.Tensor,
+    kx: torch.Tensor,
+    extent_A: float | NDArray[np.floating] | torch.Tensor,
+) -> torch.Tensor:
+    """The CTF of particles `index` (b,) at ky, kx (m,) waves per box: float32 (b, m) on the device of these.
+
+    `extent_A`, the box's edge, is one number or one per particle (b,). Signed, except for phase-flipped and
+    premultiplied data, where it is |CTF|. See the module's text for the convention and for premultiplied data.
     """
-    chosen, pixel = _batch(parameters, index, pixel_size_A)
-    group = chosen.optics_index
+    chosen, extent = _batch(parameters, index, extent_A)
+    group, device = chosen.optics_index, ky.device
     wavelength = chosen.wavelength_A[group]
-    # In terms of s = k * pixel both |M k|^2 and the astigmatic defocus term are quadratic forms in s, three numbers
-    # per particle, so that the whole batch is two small matrix products.
-    magnification = chosen.magnification[group] / pixel[:, None, None]
+    # Both |M k|^2 and the astigmatic defocus term are quadratic forms in the wave numbers, three numbers per particle,
+    # so that the whole batch is two small matrix products. These are prepared in float64, in the host's memory.
+    magnification = chosen.magnification[group] / extent[:, None, None]
     axis = chosen.defocus_angle_rad
     direction = torch.stack([axis.cos(), axis.sin()], dim=1)
     astigmatism = torch.einsum("b,bi,bj->bij", chosen.defocus_u_A - chosen.defocus_v_A, direction, direction)
     astigmatism = astigmatism + chosen.defocus_v_A[:, None, None] * torch.eye(2, dtype=torch.float64)
     transposed = magnification.transpose(1, 2)
-    basis = _quadratic_basis(box)
-    q2 = _quadratic(transposed @ magnification) @ basis
-    gamma = _quadratic(transposed @ astigmatism @ magnification * (-math.pi * wavelength[:, None, None])) @ basis
+    phase = chosen.phase_shift_rad + torch.asin(chosen.amplitude_contrast[group])
     spherical = 0.5 * math.pi * chosen.spherical_aberration_A[group] * wavelength**3
-    gamma.addcmul_(q2 * spherical[:, None].to(torch.float32), q2)
-    gamma -= (chosen.phase_shift_rad + torch.asin(chosen.amplitude_contrast[group]))[:, None].to(torch.float32)
-    _add_zernikes(gamma, chosen.even_zernike, _even_term, chosen, pixel, box)
+    x, y = kx.to(torch.float32), ky.to(torch.float32)
+    basis = torch.stack([x * x, x * y, y * y])
+    q2 = _quadratic(transposed @ magnification).to(device) @ basis
+    defocus = transposed @ astigmatism @ magnification * (-math.pi * wavelength[:, None, None])
+    gamma = _quadratic(defocus).to(device) @ basis
+    gamma.addcmul_(q2 * _column(spherical, device), q2)
+    gamma -= _column(phase, device)
+    _add_zernikes(gamma, chosen.even_zernike, _even_term, chosen, extent, ky, kx)
     value = gamma.sin_().neg_()
     if chosen.bfactor_A2.any():
-        value *= torch.exp(q2 * (-0.25 * chosen.bfactor_A2)[:, None].to(torch.float32))
+        value *= torch.exp(q2 * _column(-0.25 * chosen.bfactor_A2, device))
     unsigned = chosen.unsigned[group]
     if unsigned.any():
-        value[unsigned] = value[unsigned].abs()
-    value *= chosen.scale[:, None].to(torch.float32)
-    return value.view(-1, box, box // 2 + 1)
+        value = torch.where(unsigned.to(device)[:, None], value.abs(), value)
+    return value.mul_(_column(chosen.scale, device))
 
 
 def odd_phase(
     parameters: CtfParameters, index: Index, box: int, pixel_size_A: float | NDArray[np.floating] | torch.Tensor
 ) -> torch.Tensor | None:
-    """Phase of beam tilt and odd Zernikes in radians, float32 (b, box, box // 2 + 1), or None when no group has any.
+    """Phase of beam tilt and odd Zernikes: float32 (b, box, box // 2 + 1) in rfft2 order. See `odd_phase_at`."""
+    extent = box * torch.as_tensor(pixel_size_A, dtype=torch.float64)
+    phase = odd_phase_at(parameters, index, *_half_plane(box), extent)
+    return None if phase is None else phase.view(-1, box, box // 2 + 1)
+
+
+def odd_phase_at(
+    parameters: CtfParameters,
+    index: Index,
+    ky: torch.Tensor,
+    kx: torch.Tensor,
+    extent_A: float | NDArray[np.floating] | torch.Tensor,
+) -> torch.Tensor | None:
+    """Phase of beam tilt and odd Zernikes in radians at ky, kx (m,) waves per box, float32 (b, m), or None when no
+    group has any.
 
     An image is the CTF-affected projection with its transform times exp(+i phase): multiply the image's transform
     by exp(-i phase) to correct it. Sign as in RELION 3.1.3, tested in tests/hosts/test_relion_conventions.py.
     """
     if not parameters.beam_tilt_rad.any() and not any(any(row) for row in parameters.odd_zernike):
         return None
-    chosen, pixel = _batch(parameters, index, pixel_size_A)
-    phase = torch.zeros(len(chosen), box * (box // 2 + 1), dtype=torch.float32)
+    chosen, extent = _batch(parameters, index, extent_A)
+    phase = torch.zeros(len(chosen), len(kx), dtype=torch.float32, device=kx.device)
     strength = -2.0 * math.pi * chosen.spherical_aberration_A * chosen.wavelength_A**2
     tilts = (strength[:, None] * chosen.beam_tilt_rad).tolist()  # (g, 2): coefficients of |q|^2 qx and |q|^2 qy
-    _add_zernikes(phase, tuple(tuple(tilt) for tilt in tilts), _tilt_term, chosen, pixel, box)
-    _add_zernikes(phase, chosen.odd_zernike, _odd_term, chosen, pixel, box)
-    return phase.view(-1, box, box // 2 + 1)
+    _add_zernikes(phase, tuple(tuple(tilt) for tilt in tilts), _tilt_term, chosen, extent, ky, kx)
+    _add_zernikes(phase, chosen.odd_zernike, _odd_term, chosen, extent, ky, kx)
+    return phase
 
 
 def _batch(
-    parameters: CtfParameters, index: Index, pixel_size_A: float | NDArray[np.floating] | torch.Tensor
+    parameters: CtfParameters, index: Index, extent_A: float | NDArray[np.floating] | torch.Tensor
 ) -> tuple[CtfParameters, torch.Tensor]:
-    """The chosen particles and their pixel sizes (b,) float64."""
+    """The chosen particles and the edges of their boxes (b,) float64."""
     chosen = parameters.select(index)
-    pixel = torch.as_tensor(pixel_size_A, dtype=torch.float64).expand(len(chosen))
-    return chosen, pixel
+    return chosen, torch.as_tensor(extent_A, dtype=torch.float64).expand(len(chosen))
 
 
 @lru_cache(maxsize=8)
-def _unit_frequencies(box: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sy, sx) float64 (box, box // 2 + 1) in cycles per pixel."""
-    sy, sx = torch.meshgrid(
-        torch.fft.fftfreq(box, dtype=torch.float64), torch.fft.rfftfreq(box, dtype=torch.float64), indexing="ij"
-    )
-    return sy, sx
+def _half_plane(box: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ky, kx (box * (box // 2 + 1),) float64 in waves per box, of the rfft2 half plane."""
+    ky = torch.fft.fftfreq(box, 1 / box, dtype=torch.float64)
+    kx = torch.arange(box // 2 + 1, dtype=torch.float64)
+    y, x = torch.meshgrid(ky, kx, indexing="ij")
+    return y.reshape(-1), x.reshape(-1)
 
 
-@lru_cache(maxsize=8)
-def _quadratic_basis(box: int) -> torch.Tensor:
-    """Rows sx^2, sx sy, sy^2: float32 (3, box * (box // 2 + 1))."""
-    sy, sx = _unit_frequencies(box)
-    return torch.stack([sx * sx, sx * sy, sy * sy]).reshape(3, -1).to(torch.float32)
+def _column(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(b,) as float32 (b, 1) on a device."""
+    return values[:, None].to(device, torch.float32)
 
 
 def _quadratic(form: torch.Tensor) -> torch.Tensor:
-    """Coefficients (b, 3) of `_quadratic_basis` of the symmetric forms s^T form s, form (b, 2, 2)."""
+    """Coefficients (b, 3) of kx^2, kx ky, ky^2 in the symmetric forms k^T form k, form (b, 2, 2)."""
     return torch.stack([form[:, 0, 0], form[:, 0, 1] + form[:, 1, 0], form[:, 1, 1]], dim=1).to(torch.float32)
 
 
@@ -207,20 +241,21 @@ def _add_zernikes(
     coefficients: tuple[tuple[float, ...], ...],
     term: Term,
     chosen: CtfParameters,
-    pixel: torch.Tensor,
-    box: int,
+    extent: torch.Tensor,
+    ky: torch.Tensor,
+    kx: torch.Tensor,
 ) -> None:
-    """Add sum_i c_i term_i(q) to `total` (b, pixels), once per optics group and pixel size that have coefficients."""
+    """Add sum_i c_i term_i(q) to `total` (b, m), once per optics group and box edge that have coefficients."""
     for number, row in enumerate(coefficients):
         members = chosen.optics_index == number
         if not any(row) or not members.any():
             continue
-        for size in torch.unique(pixel[members]).tolist():
-            sy, sx = _unit_frequencies(box)
+        for size in torch.unique(extent[members]).tolist():
             ((xx, xy), (yx, yy)) = (chosen.magnification[number] / size).tolist()
-            qx, qy = (xx * sx + xy * sy).reshape(-1), (yx * sx + yy * sy).reshape(-1)
+            x, y = kx.double(), ky.double()
+            qx, qy = xx * x + xy * y, yx * x + yy * y
             phase = sum(c * term(i, qx, qy) for i, c in enumerate(row) if c)
-            total[members & (pixel == size)] += phase.to(torch.float32)  # type: ignore[union-attr]
+            total[(members & (extent == size)).to(total.device)] += phase.to(torch.float32)  # type: ignore[union-attr]
 
 
 def _tilt_term(i: int, qx: torch.Tensor, qy: torch.Tensor) -> torch.Tensor:

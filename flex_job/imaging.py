@@ -1,75 +1,84 @@
-"""From a voxel domain and projected vertices to the Fourier transform of particle images, and back (adjoint)."""
+"""From a voxel domain and projected vertices to packed Fourier coefficients of particle images, and back (adjoint)."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from flex_job import operator
-from flex_job.fourier import crop_half_plane, radius_half_plane
-from flex_job.operator import VoxelDomain
+from flex_job.band import Band
+from flex_job.operator import Operator
+from flex_job.particles import Batch
 
 __all__ = ["ImageModel"]
 
 
 class ImageModel:
-    """Images of a domain's density as half planes (b, box, box // 2 + 1) of their transforms, before the CTF.
+    """Images of a domain's density as packed coefficients (b, m) of `band`, before the CTF.
 
-    The images are rendered on a grid `oversampling` times finer than `box`, which keeps the spectrum's replicas from
-    folding into the band; the transform is cropped and divided by that of the B-spline, so `values` are a density.
-    The transform is scaled to the unit-variance coefficients of a particle stack of `stack_box` pixels of
-    `stack_pixel_size_A`: a domain with larger voxels then predicts the same coefficients from the same density.
+    The images are rendered on `box` pixels, `oversampling` times finer, which keeps the spectrum's replicas from
+    folding into the band; the transform is divided by that of the B-spline, so `values` are a density. It is scaled
+    to the unit-variance coefficients of a particle stack of `stack_box` pixels of `stack_pixel_size_A`: a domain with
+    larger voxels and a smaller `box` then predicts the same coefficients from the same density.
     """
 
     def __init__(
-        self, domain: VoxelDomain, box: int, *, stack_box: int, stack_pixel_size_A: float, oversampling: int = 1
+        self,
+        operator: Operator,
+        box: int,
+        band: Band,
+        *,
+        stack_box: int,
+        stack_pixel_size_A: float,
+        oversampling: int = 1,
     ) -> None:
         if box % 2:
             raise ValueError(f"box {box}: expected an even number of pixels")
-        self.domain, self.box, self.oversampling = domain, box, oversampling
+        self.operator, self.domain = operator, operator.domain
+        self.box, self.stack_box, self.oversampling = box, stack_box, oversampling
+        self.band = Band.below(band.limit, operator.device)
         self.fine = box * oversampling
-        spline_y = torch.sinc(torch.fft.fftfreq(box, oversampling)) ** 4
-        spline_x = torch.sinc(torch.arange(box // 2 + 1) / self.fine) ** 4
-        sign = (-1.0) ** (torch.arange(box)[:, None] + torch.arange(box // 2 + 1))  # centre at pixel box // 2
-        voxel = (domain.pixel_size_A / stack_pixel_size_A) ** 3
-        radius = radius_half_plane(box)
-        factor = sign * voxel / stack_box / (spline_y[:, None] * spline_x)
-        self.factor = torch.where(radius < box // 2, factor, 0.0)
+        self.index = self.band.flat_index(self.fine)
+        if band.limit > box / 2:
+            raise ValueError(f"{box} pixels carry frequencies below {box / 2} waves per box; asked for {band.limit}")
+        ky, kx = self.band.ky, self.band.kx
+        spline = (torch.sinc(ky / self.fine) * torch.sinc(kx / self.fine)) ** 4
+        sign = 1.0 - 2.0 * ((ky + kx) % 2)  # the images' origin is their centre, pixel box // 2
+        self.unit = (self.domain.pixel_size_A / stack_pixel_size_A) ** 3 / stack_box
+        """Size of a coefficient per unit density at one voxel."""
+        self.factor = sign * self.unit / spline
 
-    def positions(self, projections: torch.Tensor, origins_px: torch.Tensor, points_A: torch.Tensor) -> torch.Tensor:
-        """Vertices q (b, V, 2) in pixels of the fine grid; `projections` (b, 2, 3) in pixels per angstrom at `box`,
-        `points_A` (V, 3) or (b, V, 3)."""
-        q = points_A @ projections.transpose(1, 2)
-        return (q - origins_px[:, None] + self.box // 2) * self.oversampling
+    def positions(self, batch: Batch, points_A: torch.Tensor) -> torch.Tensor:
+        """Vertices q (b, V, 2) in pixels of the fine grid, of `points_A` (V, 3) or (b, V, 3)."""
+        scale = self.fine / self.stack_box
+        shift = (self.box // 2) * self.oversampling - batch.origins_px * scale
+        # Coordinates first, then turned: three times as fast as a product with a last axis of two.
+        planar = (batch.projections * scale) @ points_A.transpose(-2, -1) + shift[:, :, None]
+        return planar.transpose(1, 2)
 
-    def transform(self, values: NDArray[np.float32], q: torch.Tensor) -> torch.Tensor:
-        """Transforms (b, box, box // 2 + 1) of the projected density."""
-        return self._forward(operator.project(self.domain, values, q.numpy(), self.fine))
+    def directions(self, batch: Batch, fields_A: torch.Tensor) -> torch.Tensor:
+        """Derivatives of q (b, k, V, 2) along displacement fields (k, V, 3) or (b, k, V, 3) of the vertices."""
+        projections = batch.projections * (self.fine / self.stack_box)
+        if fields_A.dim() == 3:
+            planar = projections.view(-1, 3) @ fields_A.reshape(-1, 3).T
+            return planar.view(len(batch), 2, *fields_A.shape[:2]).permute(0, 2, 3, 1)
+        return (projections[:, None] @ fields_A.transpose(-2, -1)).transpose(-2, -1)
 
-    def derivative(
-        self, values: NDArray[np.float32], q: torch.Tensor, dq: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Transforms (b, ...) and their derivatives (b, k, ...) along `dq` (b, k, V, 2)."""
-        images, slopes = operator.derivative(self.domain, values, q.numpy(), dq.numpy(), self.fine)
+    def transform(self, values: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        """Coefficients (b, m) of the projected density."""
+        return self._forward(self.operator.project(values, q, self.fine))
+
+    def derivative(self, values: torch.Tensor, q: torch.Tensor, dq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients (b, m) and their derivatives (b, k, m) along `dq` (b, k, V, 2)."""
+        images, slopes = self.operator.derivative(values, q, dq, self.fine)
         return self._forward(images), self._forward(slopes)
 
     def gradient(
-        self,
-        residual: torch.Tensor,
-        q: torch.Tensor,
-        values: NDArray[np.float32] | None = None,
-    ) -> tuple[NDArray[np.float32], torch.Tensor | None]:
-        """Transpose of `transform` for the real inner product over the whole plane: to the values and, where `values`
+        self, residual: torch.Tensor, q: torch.Tensor, values: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Transpose of `transform` at `residual` (b, m), for the real inner product: to the values and, where `values`
         is given, to the vertices."""
-        spectrum = torch.zeros((len(residual), self.fine, self.fine // 2 + 1), dtype=residual.dtype)
-        half = self.box // 2
-        scaled = residual * self.factor
-        spectrum[:, :half, : half + 1] = scaled[:, :half]
-        spectrum[:, -half:, : half + 1] = scaled[:, half:]
-        images = torch.fft.irfft2(spectrum, s=(self.fine, self.fine), norm="forward").numpy()
-        grad_values, grad_q = operator.adjoint(self.domain, images, q.numpy(), values)
-        return grad_values, None if grad_q is None else torch.from_numpy(grad_q)
+        spectrum = self.band.spread(residual * (self.factor / 2**0.5), self.fine)
+        images = torch.fft.irfft2(spectrum, s=(self.fine, self.fine), norm="forward")
+        return self.operator.adjoint(images, q, values)
 
-    def _forward(self, images: NDArray[np.float32]) -> torch.Tensor:
-        return crop_half_plane(torch.fft.rfft2(torch.from_numpy(images)), self.box) * self.factor
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.band.pack(torch.fft.rfft2(images)) * self.factor

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.distributed import Group
 from flex_job.elastic import soft_modes
 from flex_job.events import Events
 from flex_job.imaging import ImageModel
 from flex_job.latents import normal_equations
 from flex_job.mesh import TetMesh
-from flex_job.particles import ParticleStack
+from flex_job.particles import Batch, ParticleStack
 
 __all__ = ["LinearStart", "expectation_maximisation", "linear_start"]
 
@@ -42,15 +43,21 @@ class LinearStart:
 
 
 def expectation_maximisation(
-    hessians: torch.Tensor, gradients: torch.Tensor, prior: torch.Tensor, iterations: int
+    hessians: torch.Tensor, gradients: torch.Tensor, prior: torch.Tensor, iterations: int, group: Group | None = None
 ) -> torch.Tensor:
-    """The covariance S (m, m) of amplitudes a_i ~ N(0, S) given J^T J (n, m, m) and J^T r (n, m) per particle."""
+    """The covariance S (m, m) of amplitudes a_i ~ N(0, S) given J^T J (n, m, m) and J^T r (n, m) per particle.
+
+    Each rank of `group` gives the equations of its own particles; all get the same S.
+    """
+    group = group or Group()
+    (n,) = group.total(len(hessians))
     s = prior
     for _ in range(iterations):
         # Cholesky and not inv: torch's batched LU of small matrices is up to 100 times slower on several busy threads.
         posterior = torch.cholesky_inverse(torch.linalg.cholesky(hessians + torch.linalg.inv(s)))
         mean = posterior @ gradients[..., None]
-        s = (posterior + mean @ mean.transpose(1, 2)).mean(0)
+        s = (posterior + mean @ mean.transpose(1, 2)).sum(0) / n
+        group.sum_(s)
         s = 0.5 * (s + s.T) + 1e-6 * torch.diag(prior.diagonal())
     return s
 
@@ -59,49 +66,50 @@ def linear_start(
     stack: ParticleStack,
     mesh: TetMesh,
     model: ImageModel,
-    values: NDArray[np.float32],
+    values: torch.Tensor,
     latent_dims: int,
-    band: float,
     batch_size: int,
     seed: int,
     events: Events,
+    group: Group | None = None,
 ) -> LinearStart:
-    """Fields and latents from the particles at the box and band limit of `model`."""
-    modes = torch.from_numpy(soft_modes(mesh, MODES + 6))
-    vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32))
+    """Fields and latents from the particles in the band of `model`; the ranks of `group` share the work."""
+    group = group or Group()
+    device = model.operator.device
+    modes = torch.from_numpy(soft_modes(mesh, MODES + 6)).to(device)
+    vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32)).to(device)
     n = len(stack)
     sample = np.sort(np.random.default_rng(seed).permutation(n)[:SAMPLE])
 
-    def equations(index: NDArray[np.int64], directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = stack.batch(index, box=model.box, band=band)
-        q = model.positions(batch.projections, batch.origins_px, vertices)
-        dq = torch.einsum("mva,bca->bmvc", directions, batch.projections) * model.oversampling
-        hessian, gradient, _ = normal_equations(model, values, batch, q, dq.contiguous())
-        return hessian, gradient
+    def equations(batch: Batch, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q, dq = model.positions(batch, vertices), model.directions(batch, directions)
+        hessian, gradient, _ = normal_equations(model, values, batch, q, dq)
+        return hessian.cpu(), gradient.cpu()
 
-    parts = []
-    for start in range(0, len(sample), batch_size):
-        events.check_stop()
-        parts.append(equations(sample[start : start + batch_size], modes))
-    hessians = torch.cat([part[0] for part in parts]).double()
-    gradients = torch.cat([part[1] for part in parts]).double()
-    information = hessians.mean(0)
+    hessian_parts, gradient_parts = [torch.zeros(0, len(modes), len(modes))], [torch.zeros(0, len(modes))]
+    for batch in stack.batches(group.checked(group.batches(sample, batch_size), events), model.band):
+        hessian, gradient = equations(batch, modes)
+        hessian_parts.append(hessian)
+        gradient_parts.append(gradient)
+    hessians, gradients = torch.cat(hessian_parts).double(), torch.cat(gradient_parts).double()
+    information = hessians.sum(0) / len(sample)
+    group.sum_(information)
     prior = torch.eye(len(modes), dtype=torch.float64)  # 1 A rms in every mode
-    s = expectation_maximisation(hessians, gradients, prior, ITERATIONS)
+    s = expectation_maximisation(hessians, gradients, prior, ITERATIONS, group)
     # Directions ordered by the variance that they explain in the images: eigenvectors of H^1/2 S H^1/2.
     values_h, vectors_h = torch.linalg.eigh(information)
     root = vectors_h * values_h.clamp(min=1e-9 * float(values_h[-1])).sqrt() @ vectors_h.T
     spectrum, directions = torch.linalg.eigh(root @ s @ root)
     leading = directions[:, -latent_dims:].flip(1) * spectrum[-latent_dims:].flip(0).clamp(min=1e-12).sqrt()
     amplitudes = torch.linalg.solve(root, leading)  # (m, K): modes per unit latent
-    fields = torch.einsum("mk,mva->kva", amplitudes.float(), modes)
-    latents = np.empty((n, latent_dims), np.float32)
-    covariance = np.empty((n, latent_dims, latent_dims), np.float32)
-    for start in range(0, n, batch_size):
-        events.check_stop()
-        index = np.arange(start, min(start + batch_size, n))
-        hessian, gradient = equations(index, fields)
-        posterior = torch.linalg.inv(hessian + torch.eye(latent_dims))
-        latents[index] = (posterior @ gradient[..., None])[..., 0].numpy()
-        covariance[index] = posterior.numpy()
-    return LinearStart(fields.numpy(), latents, covariance, spectrum.flip(0).numpy())
+    fields = torch.einsum("mk,mva->kva", amplitudes.float().to(device), modes)
+    latents, covariance = torch.empty(n, latent_dims), torch.empty(n, latent_dims, latent_dims)
+    batches = group.batches(np.arange(n), batch_size)
+    for batch in stack.batches(group.checked(batches, events), model.band):
+        hessian, gradient = equations(batch, fields)
+        posterior = torch.cholesky_inverse(torch.linalg.cholesky(hessian + torch.eye(latent_dims)))
+        latents[batch.index] = (posterior @ gradient[..., None])[..., 0]
+        covariance[batch.index] = posterior
+    for rows in (latents, covariance):
+        group.complete_(rows, np.concatenate(batches))
+    return LinearStart(fields.cpu().numpy(), latents.numpy(), covariance.numpy(), spectrum.flip(0).numpy())

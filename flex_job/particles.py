@@ -1,7 +1,8 @@
-"""Particles as the engine sees them: whitened, band-limited transforms on disk, read in batches."""
+"""Particles as the engine sees them: whitened, band-limited coefficients on disk, read in batches."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,36 +10,45 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flex_job.ctf import CtfParameters, ctf
-from flex_job.fourier import crop_half_plane, radius_half_plane
+from flex_job.band import Band
+from flex_job.ctf import CtfParameters, ctf_at
+from flex_job.read_ahead import read_ahead
+from flex_job.records import read_records
 
 __all__ = ["Batch", "ParticleStack"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some particles at one box and band limit.
+    """Some particles' packed coefficients (see `Band`), on one device.
 
-    `data` (b, box, box // 2 + 1) complex64 are coefficients of unit noise variance, `transfer` float32 what the
-    density's transform is multiplied with (scale x CTF / noise amplitude). Both are multiplied by the band
-    and by the square root of the coefficient's `multiplicity` in the whole plane, so that half the sum of
-    |data - transfer x model|^2 is the negative log-likelihood. `origins_px` are in pixels of this box.
+    `data` (b, m) complex64 has unit noise variance in its real and in its imaginary parts; `transfer` (b, m) float32
+    is what the packed coefficients of the density's projection are multiplied with: scale x CTF / noise amplitude.
+    Half the sum of |data - transfer x model|^2 is the negative log-likelihood. `projections` (b, 2, 3) and
+    `origins_px` (b, 2) are in pixels of the stack's box.
     """
 
     index: NDArray[np.int64]
     data: torch.Tensor
     transfer: torch.Tensor
-    multiplicity: torch.Tensor
     projections: torch.Tensor
     origins_px: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def below(self, band: Band) -> Batch:
+        """The same particles in a lower band; nothing is copied."""
+        m = len(band)
+        return Batch(self.index, self.data[:, :m], self.transfer[:, :m], self.projections, self.origins_px)
 
 
 @dataclass(frozen=True)
 class ParticleStack:
-    """Cached particles: transforms (n, box, box // 2 + 1, 2) float16 in `path`, all else in memory.
+    """Cached particles: packed coefficients (n, m, 2) float16 below Nyquist in `path`, all else in memory.
 
     The images' origin is their centre, so the transforms of a centred, symmetric particle are real. `noise`
-    (groups, box // 2 + 1) is the noise amplitude per shell that the transforms were divided by, `scale` (n,) the
+    (groups, box // 2 + 1) is the noise amplitude per shell that the coefficients were divided by, `scale` (n,) the
     particle's contrast divided by its own noise level. `projections` (n, 2, 3) take angstroms to pixels of the
     stack and hold rotation and magnification; `pixel_sizes_A` (n,) are the images' exact pixel sizes at `box`.
     """
@@ -63,26 +73,44 @@ class ParticleStack:
         """Edge of the box in angstroms."""
         return self.box * self.pixel_size_A
 
-    def batch(self, index: NDArray[np.int64], *, box: int | None = None, band: float = 1.0) -> Batch:
-        """The particles at `index`, cropped to `box` pixels, with frequencies up to `band` times Nyquist *of `box`*."""
-        box = box or self.box
-        # Mapped anew for each batch and dropped after it: resident memory stays that of one batch.
-        cache = np.memmap(self.path, dtype=np.float16, mode="r", shape=(len(self), self.box, self.box // 2 + 1, 2))
-        data = torch.view_as_complex(torch.from_numpy(cache[index].astype(np.float32)))
-        radius = radius_half_plane(box)
-        double = torch.full((box // 2 + 1,), 2.0)
-        double[0] = 1.0
-        inside = (radius < band * box / 2) & (radius > 0)  # the mean level of an image is not signal
-        weight = torch.where(inside, double.sqrt(), 0.0)
-        transfer = ctf(self.ctf, index, box, self.pixel_sizes_A[index] * self.box / box)
-        shell = radius.round().long().clamp(max=self.box // 2)
-        noise = torch.from_numpy(self.noise[self.optics_index[index]])[:, shell]
-        transfer = transfer * weight / noise * torch.from_numpy(self.scale[index])[:, None, None]
+    def band(self, fraction: float = 1.0, device: torch.device | str = "cpu") -> Band:
+        """The frequencies up to a fraction of the stack's Nyquist."""
+        return Band.below(fraction * self.box / 2, device)
+
+    def batch(self, index: NDArray[np.int64], band: Band | None = None) -> Batch:
+        """The particles at `index` in `band` (all that is cached when None), on the band's device."""
+        band = band or self.band()
+        return self._batch(index, self._read(index, band), band)
+
+    def batches(self, indices: Iterable[NDArray[np.int64]], band: Band) -> Generator[Batch]:
+        """A batch for each of `indices`, read from disk while the one before is worked on; close it to stop early.
+
+        For a GPU the whole batch is made beside the present one, on a stream of its own. On the CPU only the disk's
+        work is done ahead: arithmetic in the background would take the same cores.
+        """
+        if band.radius.is_cuda:
+            yield from read_ahead(lambda index: self.batch(index, band), indices, depth=2, device=band.radius.device)
+        else:
+            for index, packed in read_ahead(lambda index: (index, self._read(index, band)), indices, depth=1):
+                yield self._batch(index, packed, band)
+
+    def _read(self, index: NDArray[np.int64], band: Band) -> NDArray[np.float16]:
+        """Coefficients (b, m, 2). The lowest frequencies come first: of each record only the beginning is read."""
+        return read_records(self.path, index, (len(self.band()), 2), len(band))
+
+    def _batch(self, index: NDArray[np.int64], packed: NDArray[np.float16], band: Band) -> Batch:
+        device = band.radius.device
+        on_host = torch.from_numpy(packed)
+        data = on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
+        noise = torch.from_numpy(self.noise).to(device)[:, band.shells.clamp(max=self.box // 2)]
+        groups = torch.from_numpy(self.optics_index[index].astype(np.int64)).to(device)
+        transfer = ctf_at(self.ctf, index, band.ky, band.kx, self.pixel_sizes_A[index] * self.box)
+        transfer *= torch.from_numpy(self.scale[index]).to(device)[:, None]
+        transfer *= (1 / noise)[groups]
         return Batch(
             index=index,
-            data=crop_half_plane(data, box) * weight if box != self.box else data * weight,
-            transfer=transfer.float(),
-            multiplicity=torch.where(inside, double, 1.0),
-            projections=torch.from_numpy(self.projections[index]) * (box / self.box),
-            origins_px=torch.from_numpy(self.origins_px[index]) * (box / self.box),
+            data=torch.view_as_complex(data.float()),
+            transfer=transfer,
+            projections=torch.from_numpy(self.projections[index]).to(device),
+            origins_px=torch.from_numpy(self.origins_px[index]).to(device),
         )

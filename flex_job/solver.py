@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.distributed import Group
 from flex_job.events import Events
+from flex_job.flow import FlowGenerator
 from flex_job.imaging import ImageModel
 from flex_job.particles import Batch, ParticleStack
 
-__all__ = ["LeastSquares", "SolverState", "solve"]
+__all__ = ["LeastSquares", "SolverState", "moved_vertices", "solve"]
 
-Array = NDArray[np.float32]
 MEMORY = 8
 RIDGE = 1e-2  # of the weakest shell's weight: bounds what no image sees, changes nothing that any sees
 
@@ -28,17 +29,39 @@ RIDGE = 1e-2  # of the weakest shell's weight: bounds what no image sees, change
 class SolverState:
     """Where the iteration stands: map, gradient, remembered steps and gradient changes, loss decrease so far."""
 
-    values: Array
-    gradient: Array
-    steps: list[Array] = field(default_factory=list)
-    changes: list[Array] = field(default_factory=list)
+    values: torch.Tensor
+    gradient: torch.Tensor
+    steps: list[torch.Tensor] = field(default_factory=list)
+    changes: list[torch.Tensor] = field(default_factory=list)
     iteration: int = 0
     decreases: list[float] = field(default_factory=list)
     converged: bool = False
 
 
+def moved_vertices(
+    model: ImageModel,
+    rest_A: torch.Tensor,
+    flow: FlowGenerator | None = None,
+    latents: NDArray[np.float32] | None = None,
+) -> Callable[[Batch], torch.Tensor]:
+    """What `LeastSquares` takes as `positions`: vertices moved by `flow` at the latents (n, K), or at rest."""
+
+    def positions(batch: Batch) -> torch.Tensor:
+        points = rest_A
+        if flow is not None and latents is not None:
+            with torch.no_grad():
+                points = rest_A + flow(torch.from_numpy(latents[batch.index]).to(rest_A.device))
+        return model.positions(batch, points)
+
+    return positions
+
+
 class LeastSquares:
-    """Normal equations of the particles `index`; `positions(batch)` gives their projected vertices q."""
+    """Normal equations of the particles `index` in the band of `model`; `positions(batch)` gives their vertices q.
+
+    All vectors (n_voxels,) are tensors on the model's device. The ranks of `group` share the particles; vectors are the
+    same on all.
+    """
 
     def __init__(
         self,
@@ -47,88 +70,94 @@ class LeastSquares:
         model: ImageModel,
         positions: Callable[[Batch], torch.Tensor],
         *,
-        band: float = 1.0,
         batch_size: int = 200,
         events: Events | None = None,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
         self.stack, self.index, self.model, self.positions = stack, index, model, positions
-        self.band, self.batch_size, self.events = band, batch_size, events or Events()
+        self.batch_size, self.events = batch_size, events or Events()
         self.ridge = 0.0
-        self._filter: Array | None = None
+        self._voxels = torch.from_numpy(model.domain.flat_index).to(model.operator.device)
+        self._filter: torch.Tensor | None = None
 
     def batches(self) -> Iterator[Batch]:
-        for start in range(0, len(self.index), self.batch_size):
-            self.events.check_stop()
-            yield self.stack.batch(self.index[start : start + self.batch_size], box=self.model.box, band=self.band)
+        indices = self.group.batches(self.index, self.batch_size)
+        yield from self.stack.batches(self.group.checked(indices, self.events), self.model.band)
 
-    def first_gradient(self, values: Array | None) -> Array:
+    def first_gradient(self, values: torch.Tensor | None) -> torch.Tensor:
         """Gradient of the loss at `values` (zero when None); also sums the weights that make the preconditioner."""
-        total = np.zeros(len(self.model.domain), np.float32)
-        box = self.model.box
-        weight = torch.zeros(box, box // 2 + 1, dtype=torch.float64)
+        device = self.model.operator.device
+        total = torch.zeros(len(self.model.domain), device=device)
+        weight = torch.zeros(len(self.model.band), dtype=torch.float64, device=device)
         for batch in self.batches():
-            weight += (batch.transfer**2 / batch.multiplicity).sum(0)
+            weight += batch.transfer.square().sum(0)
             q = self.positions(batch)
             residual = -batch.data
             if values is not None:
                 residual += batch.transfer * self.model.transform(values, q)
-            part, _ = self.model.gradient(residual * batch.transfer / batch.multiplicity, q)
-            total += part
-        self._set_filter(weight.numpy())
+            total += self.model.gradient(residual * batch.transfer, q)[0]
+        self.group.sum_(total)
+        self._set_filter(weight)
         return total if values is None else total + self.ridge * values
 
-    def product(self, values: Array) -> Array:
+    def sum_weights(self) -> None:
+        """Only the weights that make the preconditioner, for a solver that goes on from a checkpoint."""
+        weight = torch.zeros(len(self.model.band), dtype=torch.float64, device=self.model.operator.device)
+        for batch in self.batches():
+            weight += batch.transfer.square().sum(0)
+        self._set_filter(weight)
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
         """sum_i A_i^T C_i^2 A_i applied to `values`, and the ridge."""
-        total = self.ridge * values
+        total = torch.zeros_like(values)
         for batch in self.batches():
             q = self.positions(batch)
-            spectrum = self.model.transform(values, q) * batch.transfer**2 / batch.multiplicity
-            part, _ = self.model.gradient(spectrum, q)
-            total += part
-        return total
+            spectrum = self.model.transform(values, q) * batch.transfer.square()
+            total += self.model.gradient(spectrum, q)[0]
+        self.group.sum_(total)
+        return total + self.ridge * values
 
-    def precondition(self, values: Array) -> Array:
+    def precondition(self, values: torch.Tensor) -> torch.Tensor:
         """Approximate inverse: without motion the product is a filter by the mean weight of each shell.
 
         It is zero beyond the band, so nothing is put there that the images do not hold; with few iterations this
         also keeps the noise of the last shells down.
         """
         assert self._filter is not None
-        domain = self.model.domain
-        spectrum = np.fft.rfftn(domain.scatter(values)) * self._filter
-        return domain.gather(np.fft.irfftn(spectrum, s=(domain.box,) * 3, axes=(0, 1, 2)))
+        box = self.model.domain.box
+        volume = torch.zeros(box**3, dtype=values.dtype, device=values.device)
+        volume[self._voxels] = values
+        spectrum = torch.fft.rfftn(volume.view(box, box, box)) * self._filter
+        return torch.fft.irfftn(spectrum, s=(box, box, box)).reshape(-1)[self._voxels]
 
-    def _set_filter(self, weight: NDArray[np.float64]) -> None:
-        box, domain = self.model.box, self.model.domain
-        ky, kx = np.fft.fftfreq(box, 1 / box), np.arange(box // 2 + 1)
-        shell = np.rint(np.hypot(ky[:, None], kx)).astype(int)
-        used = weight > 0
-        count = np.bincount(shell[used], minlength=box)
-        mean = np.bincount(shell[used], weight[used], minlength=box) / np.maximum(count, 1)
-        # A plane through the origin holds 2 pi r of the 4 pi r^2 voxels of shell r.
-        radius = np.arange(box)
-        scale = domain.box**3 * self._unit() ** 2
+    def _set_filter(self, weight: torch.Tensor) -> None:
+        self.group.sum_(weight)
+        band, domain = self.model.band, self.model.domain
+        shells = band.shells.cpu().numpy()
+        count = np.bincount(shells)
+        mean = np.bincount(shells, weight.cpu().numpy()) / np.maximum(count, 1)
+        # A plane through the origin holds 2 pi r of the 4 pi r^2 voxels of shell r; packed coefficients are sqrt(2)
+        # times the transform's, and half of them.
+        radius = np.arange(len(mean))
+        scale = domain.box**3 * self.model.unit**2
         per_shell = scale * mean / (2 * np.maximum(radius, 0.5))
         positive = per_shell[per_shell > 0]
         if len(positive) == 0:
             raise ValueError("no particle gives weight to any frequency: expected CTFs that are not zero")
         per_shell[0] = per_shell[1]
         self.ridge = float(RIDGE * positive.min())
-        kz = np.fft.fftfreq(domain.box, 1 / domain.box)
-        r = np.sqrt(kz[:, None, None] ** 2 + kz[None, :, None] ** 2 + np.arange(domain.box // 2 + 1) ** 2)
+        k = np.fft.fftfreq(domain.box, 1 / domain.box)
+        r = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.arange(domain.box // 2 + 1) ** 2)
         at = np.interp(r, radius, np.where(per_shell > 0, per_shell, np.inf), right=np.inf)
-        self._filter = (1 / (np.maximum(at, 1e-30) + self.ridge)).astype(np.float32)
-
-    def _unit(self) -> float:
-        """Size of a coefficient per unit density at one voxel."""
-        model = self.model
-        return (model.domain.pixel_size_A / self.stack.pixel_size_A) ** 3 / self.stack.box
+        inverse = (1 / (np.maximum(at, 1e-30) + self.ridge)).astype(np.float32)
+        self._filter = torch.from_numpy(inverse).to(self._voxels.device)
 
 
 def solve(
     problem: LeastSquares,
     *,
-    start: Array | None = None,
+    start: torch.Tensor | None = None,
     max_iterations: int,
     tolerance: float,
     state: SolverState | None = None,
@@ -139,40 +168,43 @@ def solve(
     `max_iterations`. `state` continues an earlier call; `each` is called after every iteration (checkpoints)."""
     if state is None:
         gradient = problem.first_gradient(start)
-        state = SolverState(np.zeros_like(gradient) if start is None else start.astype(np.float32), gradient)
+        state = SolverState(torch.zeros_like(gradient) if start is None else start, gradient)
     else:
-        problem.first_gradient(None)
+        problem.sum_weights()
     while state.iteration < max_iterations and not state.converged:
         direction = -_two_loop(problem, state)
-        slope = float(np.vdot(state.gradient, direction))
-        if slope >= 0:
+        slope = _dot(state.gradient, direction)
+        if problem.group.any(slope >= 0):
             state.converged = True
             break
         product = problem.product(direction)
-        length = -slope / float(np.vdot(direction, product))
-        state.values = state.values + np.float32(length) * direction
-        change = np.float32(length) * product
-        state.gradient = state.gradient + change
-        state.steps = [*state.steps, np.float32(length) * direction][-MEMORY:]
+        length = -slope / _dot(direction, product)
+        step, change = length * direction, length * product
+        state.values, state.gradient = state.values + step, state.gradient + change
+        state.steps = [*state.steps, step][-MEMORY:]
         state.changes = [*state.changes, change][-MEMORY:]
         state.iteration += 1
         state.decreases.append(-0.5 * length * slope)
-        state.converged = state.decreases[-1] < tolerance * sum(state.decreases)
+        state.converged = problem.group.any(state.decreases[-1] < tolerance * sum(state.decreases))
         each(state)
     return state
 
 
-def _two_loop(problem: LeastSquares, state: SolverState) -> Array:
+def _two_loop(problem: LeastSquares, state: SolverState) -> torch.Tensor:
     """The L-BFGS approximation of the inverse Hessian times the gradient (Nocedal 1980), around the preconditioner."""
-    vector = state.gradient.copy()
+    vector = state.gradient.clone()
     weights = []
     pairs = list(zip(state.steps, state.changes, strict=True))
     for step, change in reversed(pairs):
-        weight = float(np.vdot(step, vector)) / float(np.vdot(step, change))
-        vector -= np.float32(weight) * change
+        weight = _dot(step, vector) / _dot(step, change)
+        vector -= weight * change
         weights.append(weight)
     vector = problem.precondition(vector)
     for (step, change), weight in zip(pairs, reversed(weights), strict=True):
-        correction = weight - float(np.vdot(change, vector)) / float(np.vdot(step, change))
-        vector += np.float32(correction) * step
+        vector += (weight - _dot(change, vector) / _dot(step, change)) * step
     return vector
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Inner product, summed in float64."""
+    return float(torch.dot(a.double(), b.double()))

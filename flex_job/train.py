@@ -3,53 +3,44 @@
 One epoch visits all particles in minibatches: latent inference for the minibatch, then one step of the flow at
 latents drawn from their posterior. Every few epochs the map is solved for, with latents and flow fixed. The band
 limit rises from epoch to epoch, and box and voxels are as coarse as the band allows.
+
+Of several ranks each infers the latents of its own particles and adds to the flow's gradient; the flow is the same on
+all, and after each epoch the latents are too. What is computed does not depend on their number but for rounding.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.canonical_map import canonical_map
+from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.files import written_aside
 from flex_job.flow import FlowGenerator
-from flex_job.fourier import fourier_resize, low_pass
-from flex_job.fsc import fsc, shell_index
-from flex_job.imaging import ImageModel
 from flex_job.latents import coordinate_descent, gauss_newton
+from flex_job.levels import Level, Levels, band_limit
 from flex_job.linear_start import linear_start
 from flex_job.mesh import TetMesh
 from flex_job.model import FlexModel
-from flex_job.operator import MASK_LEVEL, VoxelDomain, voxel_domain
 from flex_job.particles import Batch, ParticleStack
 from flex_job.rigidity import Rigidity
-from flex_job.sharpen import fsc_weights
-from flex_job.solver import LeastSquares, solve
+from flex_job.shards import epoch_batches
+from flex_job.solver import moved_vertices
 from flex_job.volume import Volume
 from job_specs.parameters import TrainParameters
 
-__all__ = ["Trainer", "train"]
+__all__ = ["HISTORY", "Trainer", "train"]
 
 HISTORY = ("band limit (A)", "data term per coefficient", "rigidity", "latent spread", "posterior std", "motion (A)")
-BAND_OF_BOX = 0.8  # of Nyquist: up to there the spline on the plain grid is good to a few per cent
 RIGIDITY_SAMPLE = 8  # latents of a minibatch that the rigidity prior is evaluated at
-MAP_ITERATIONS = 2
-FAINT = 0.02  # of the largest density
 GIVEN_VARIANCE = 0.1  # of latents that another method found, which come without one
-
-
-@dataclass(frozen=True)
-class _Level:
-    """Voxels and images at one box, and the canonical map's values there."""
-
-    box: int
-    model: ImageModel
-    values: NDArray[np.float32]
 
 
 class Trainer:
@@ -66,56 +57,40 @@ class Trainer:
         *,
         seed: int = 0,
         checkpoint: Path | None = None,
+        group: Group | None = None,
+        tf32: bool = False,
+        micro_batch: int = 0,
+        start_batch: int = 0,
     ) -> None:
-        """`consensus_map` in the stack's units of density and box; `mask` its mask (same box)."""
+        """`consensus_map` in the stack's units of density and box; `mask` its mask (same box). Works on the device of
+        `group`, by default one process on the CPU. See `make_operator` for `tf32`. Minibatches larger than
+        `micro_batch` are gone through in parts, those of the linear start with `start_batch`; 0 is without limit."""
         self.stack, self.mesh, self.parameters, self.events = stack, mesh, parameters, events
         self.seed, self.checkpoint = seed, checkpoint
         self.mask = mask
         self.map = consensus_map
-        self.rigidity = Rigidity(mesh)
-        self.vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32))
+        self.group = group or Group()
+        self.device = self.group.device
+        self.micro_batch = min(micro_batch or parameters.batch, parameters.batch)
+        self.start_batch = min(start_batch or parameters.batch, parameters.batch)
+        self.levels = Levels(stack, mesh, mask, self.device, tf32=tf32)
+        self.rigidity = Rigidity(mesh, self.device)
+        self.vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32)).to(self.device)
         torch.manual_seed(seed)
         self.flow = FlowGenerator(
             parameters.latent_dims, parameters.flow_layers, parameters.flow_units, torch.from_numpy(mesh.motion)
-        )
+        ).to(self.device)
         n, k = len(stack), parameters.latent_dims
         self.latents = np.zeros((n, k), np.float32)
         self.covariance = np.broadcast_to(np.eye(k, dtype=np.float32), (n, k, k)).copy()
         self.epoch = 0
         self.history: list[list[float]] = []
-        self._domains: dict[int, VoxelDomain] = {}
         rate = parameters.flow_learning_rate
         self.optimizer: torch.optim.Optimizer
         if parameters.optimizer == "adam":
             self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=rate)
         else:
             self.optimizer = torch.optim.SGD(self.flow.parameters(), lr=rate, momentum=0.9, nesterov=True)
-
-    # -- schedule ------------------------------------------------------------------------------------------------
-
-    def band(self, epoch: int) -> float:
-        """Band limit of an epoch, as a fraction of the stack's Nyquist."""
-        p = self.parameters
-        rise = max(1.0, p.band_epochs * p.epochs)
-        return p.band_start + (p.band_end - p.band_start) * min(1.0, epoch / rise)
-
-    def level(self, band: float, *, whole: bool = False) -> tuple[_Level, float]:
-        """The coarsest grid that carries `band`, and the band as a fraction of its Nyquist.
-
-        Without `whole` voxels of hardly any density are left out: they move nothing that the images could show.
-        """
-        full = self.stack.box
-        box = min(full, max(16, 8 * int(np.ceil(band * full / BAND_OF_BOX / 8))))
-        if box not in self._domains:
-            self._domains[box] = voxel_domain(self.mesh, fourier_resize(self.mask, box), MASK_LEVEL)
-        domain = self._domains[box]
-        cut = band * full / 2 / self.stack.extent_A
-        values = domain.gather(fourier_resize(low_pass(self.map, cut), box).data)
-        if not whole:
-            keep = np.abs(values) > FAINT * np.abs(values).max()
-            domain, values = domain.subset(keep), values[keep]
-        model = ImageModel(domain, box, stack_box=full, stack_pixel_size_A=self.stack.pixel_size_A)
-        return _Level(box, model, values), min(1.0, band * full / box)
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -130,13 +105,21 @@ class Trainer:
         elif how == "random":
             self.latents = (0.5 * rng.normal(size=self.latents.shape)).astype(np.float32)
         elif how == "linear":
-            level, band = self.level(p.band_start)
+            level = self.levels.level(self.map, p.band_start)
             began = time.monotonic()
             start = linear_start(
-                self.stack, self.mesh, level.model, level.values, p.latent_dims, band, p.batch, self.seed, self.events
+                self.stack,
+                self.mesh,
+                level.model,
+                level.values,
+                p.latent_dims,
+                self.start_batch,
+                self.seed,
+                self.events,
+                self.group,
             )
             self.latents, self.covariance = start.latents, start.covariance
-            self.flow.start_straight(torch.from_numpy(start.fields))
+            self.flow.start_straight(torch.from_numpy(start.fields).to(self.device))
             leading = ", ".join(f"{value:.2g}" for value in start.spectrum[: p.latent_dims + 3])
             self.events.message(
                 f"linear start in {time.monotonic() - began:.0f} s; signal-to-noise of its directions: {leading}"
@@ -144,43 +127,58 @@ class Trainer:
 
     # -- one epoch -----------------------------------------------------------------------------------------------
 
-    def infer(self, index: NDArray[np.int64], levels: list[tuple[_Level, float]]) -> Batch:
-        """Latent inference for a minibatch, from coarse to fine: a motion of several times the finest detail has
-        false optima there, and the coarse step leads back from them. Returns the batch at the finest level."""
-        method = gauss_newton if self.parameters.latent_method == "gauss_newton" else coordinate_descent
-        z = torch.from_numpy(self.latents[index])
-        for level, band in levels:
-            batch = self.stack.batch(index, box=level.box, band=band)
-            z, covariance, _ = method(level.model, level.values, self.flow, batch, self.vertices, z)
-        self.latents[index], self.covariance[index] = z.numpy(), covariance.numpy()
-        return batch
-
-    def levels(self, band: float) -> list[tuple[_Level, float]]:
+    def steps(self, band: float) -> list[Level]:
         """The levels of latent inference: the band of the first epoch, then the present one."""
         coarse = self.parameters.band_start
-        return [self.level(b) for b in ((coarse, band) if band > 1.2 * coarse else (band,))]
+        return [self.levels.level(self.map, b) for b in ((coarse, band) if band > 1.2 * coarse else (band,))]
 
-    def flow_step(self, level: _Level, batch: Batch, generator: torch.Generator) -> tuple[float, float]:
-        """One optimiser step of the flow; returns data term (summed) and rigidity (mean per particle)."""
+    def infer(self, batch: Batch, levels: list[Level]) -> None:
+        """Latent inference for a minibatch in the last level's band, from coarse to fine: a motion of several times the
+        finest detail has false optima there, and the coarse step leads back from them."""
+        method = gauss_newton if self.parameters.latent_method == "gauss_newton" else coordinate_descent
+        z = torch.from_numpy(self.latents[batch.index]).to(self.device)
+        for level in levels:
+            z, covariance, _ = method(
+                level.model, level.values, self.flow, batch.below(level.model.band), self.vertices, z
+            )
+        self.latents[batch.index], self.covariance[batch.index] = z.cpu().numpy(), covariance.cpu().numpy()
+
+    def flow_gradient(
+        self, level: Level, batch: Batch, whole: NDArray[np.int64], noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's part of the flow's gradient, added to `grad` of its parameters, for its particles `batch` of the
+        `whole` minibatch; `noise` (b, K) is standard normal. Returns its parts of the data term (summed) and of the
+        rigidity (mean per particle)."""
         p = self.parameters
         covariance = torch.from_numpy(self.covariance[batch.index])
         spread = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(covariance.shape[-1]))
-        noise = torch.randn((len(batch.index), p.latent_dims, 1), generator=generator)
-        z = torch.from_numpy(self.latents[batch.index]) + p.noise_injection * (spread @ noise)[..., 0]
-        u = self.flow(z)
-        q = level.model.positions(batch.projections, batch.origins_px, self.vertices + u)
+        z = torch.from_numpy(self.latents[batch.index]) + p.noise_injection * (spread @ noise[..., None])[..., 0]
+        u = self.flow(z.to(self.device))
+        q = level.model.positions(batch, self.vertices + u)
         fixed = q.detach()
         residual = batch.transfer * level.model.transform(level.values, fixed) - batch.data
-        spectrum = batch.transfer * residual / batch.multiplicity
-        _, gradient = level.model.gradient(spectrum, fixed, level.values)
+        _, gradient = level.model.gradient(batch.transfer * residual, fixed, level.values)
         assert gradient is not None
-        rigidity = self.rigidity.energy(u[:RIGIDITY_SAMPLE])
         # The inner product with the data term's gradient has that gradient: the operator stays outside autograd.
-        surrogate = (q * gradient).sum() / len(z) + p.rigidity * rigidity
-        self.optimizer.zero_grad()
+        surrogate = (q * gradient).sum() / len(whole)
+        sample = whole[:: max(1, len(whole) // RIGIDITY_SAMPLE)][:RIGIDITY_SAMPLE]
+        chosen = torch.from_numpy(np.isin(batch.index, sample)).to(self.device)
+        rigidity = torch.zeros((), device=self.device)
+        if chosen.any():
+            rigidity = self.rigidity.energy(u[chosen]) * (chosen.sum() / len(sample))
+            surrogate = surrogate + p.rigidity * rigidity
         surrogate.backward()
+        return 0.5 * torch.view_as_real(residual).square().sum(), rigidity.detach()
+
+    def flow_step(self) -> None:
+        """One optimiser step with the gradients of all ranks."""
+        parameters = list(self.flow.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:  # no particle of the minibatch is this rank's
+                parameter.grad = torch.zeros_like(parameter)
+        self.group.sum_(*(parameter.grad for parameter in parameters if parameter.grad is not None))
         self.optimizer.step()
-        return 0.5 * float(torch.view_as_real(residual).square().sum()), float(rigidity.detach())
+        self.optimizer.zero_grad()
 
     def learning_rate(self, epoch: int) -> float:
         """Falls linearly to a tenth: late steps average over the noise of many minibatches."""
@@ -192,36 +190,52 @@ class Trainer:
         p = self.parameters
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.epoch)
-        levels = self.levels(self.band(self.epoch))
-        level, band = levels[-1]
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.stack))
+        band = band_limit(p, self.epoch)
+        levels = self.steps(band)
+        fine = levels[-1]
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        data_term = rigidity = coefficients = 0.0
-        batches = np.array_split(order, max(1, round(len(order) / p.batch)))
+        data_term = torch.zeros((), dtype=torch.float64, device=self.device)
+        rigidity = torch.zeros((), device=self.device)
+        batches = epoch_batches(len(self.stack), p.batch, self.seed, self.epoch)
+        pieces = [self._pieces(self.group.own(whole)) for whole in batches]
         began = time.monotonic()
-        for number, chosen in enumerate(batches):
-            self.events.check_stop()
-            index = np.sort(chosen)
-            if self.epoch >= p.fixed_latent_epochs:
-                batch = self.infer(index, levels)
-            else:
-                batch = self.stack.batch(index, box=level.box, band=band)
-            loss, stiff = self.flow_step(level, batch, generator)
-            data_term += loss
-            rigidity += stiff / len(batches)
-            coefficients += 0.5 * float((batch.multiplicity * (batch.transfer[0] != 0)).sum()) * len(chosen)
-            if number % 20 == 19:
-                self.events.progress(f"  epoch {self.epoch + 1}", number + 1, len(batches), began)
+        with closing(self.stack.batches(chain.from_iterable(pieces), fine.model.band)) as stream:
+            for number, whole in enumerate(batches):
+                self.group.check_stop(self.events)
+                noise = torch.randn((len(whole), p.latent_dims), generator=generator)  # the same on all ranks
+                for _ in pieces[number]:
+                    batch = next(stream)
+                    if self.epoch >= p.fixed_latent_epochs:
+                        self.infer(batch, levels)
+                    rows = torch.from_numpy(np.searchsorted(whole, batch.index))
+                    loss, stiff = self.flow_gradient(fine, batch, whole, noise[rows])
+                    data_term += loss
+                    rigidity += stiff / len(batches)
+                self.flow_step()
+                if number % 20 == 19:
+                    self.events.progress(f"  epoch {self.epoch + 1}", number + 1, len(batches), began)
         if self.epoch >= p.fixed_latent_epochs:
+            self.share_latents(self.group.own(np.arange(len(self.stack))))
             self.standardise_latents()
         self.epoch += 1
         due = self.epoch - p.fixed_latent_epochs
         if p.map_every and due >= 0 and due % p.map_every == 0 and self.epoch < p.epochs:
             self.solve_map()
-        cut = 2 * self.stack.pixel_size_A / self.band(self.epoch - 1)
+        cut = 2 * self.stack.pixel_size_A / band
+        coefficients = len(self.stack) * len(fine.model.band)
         spread, posterior = self.latents.std(), np.sqrt(np.diagonal(self.covariance, axis1=1, axis2=2).mean())
-        values = [cut, data_term / coefficients, rigidity, spread, posterior, self.motion_rms()]
+        misfit, stiffness = self.group.total(float(data_term), float(rigidity))
+        values = [cut, misfit / coefficients, stiffness, spread, posterior, self.motion_rms()]
         self.history.append([float(value) for value in values])
+
+    def _pieces(self, index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """A minibatch's particles of this rank, in as many parts as the device's memory asks for."""
+        return np.array_split(index, -(-len(index) // self.micro_batch)) if len(index) else []
+
+    def share_latents(self, ours: NDArray[np.int64]) -> None:
+        """Latents of all particles to all ranks; those of `ours` are this rank's."""
+        for rows in (self.latents, self.covariance):
+            self.group.complete_(torch.from_numpy(rows), ours)
 
     def standardise_latents(self) -> None:
         """Turn and scale the latents so that, posterior spread included, they follow their prior N(0, 1).
@@ -234,46 +248,26 @@ class Trainer:
         inverse = np.linalg.inv(root)
         self.latents = (z @ inverse.T).astype(np.float32)
         self.covariance = (inverse @ self.covariance @ inverse.T).astype(np.float32)
-        self.flow.change_latents(torch.from_numpy(root.astype(np.float32)))
+        self.flow.change_latents(torch.from_numpy(root.astype(np.float32)).to(self.device))
 
     def solve_map(self) -> None:
-        """Solve for the canonical map at the present band limit, latents and flow fixed.
-
-        Each half-set is solved for on its own, from zero; their mean is filtered by its signal-to-noise ratio as the
-        halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow to
-        move towards that noise, and both final half-maps would then agree on it.
-        """
-        level, band = self.level(self.band(self.epoch), whole=True)
-
-        def positions(batch: Batch) -> torch.Tensor:
-            with torch.no_grad():
-                u = self.flow(torch.from_numpy(self.latents[batch.index]))
-                return level.model.positions(batch.projections, batch.origins_px, self.vertices + u)
-
-        halves = []
-        for half in (1, 2):
-            index = np.flatnonzero(self.stack.halves == half)
-            problem = LeastSquares(self.stack, index, level.model, positions, band=band, events=self.events)
-            state = solve(problem, max_iterations=MAP_ITERATIONS, tolerance=1e-3)
-            halves.append(level.model.domain.scatter(state.values))
-        signal = fsc_weights(fsc(*halves)) ** 2
-        spectrum = np.fft.rfftn(0.5 * (halves[0] + halves[1]))
-        spectrum *= np.append(signal, np.zeros(level.box))[shell_index(level.box)]
-        mean = np.fft.irfftn(spectrum, s=(level.box,) * 3, axes=(0, 1, 2)).astype(np.float32)
-        self.map = fourier_resize(Volume(mean, self.stack.extent_A / level.box), self.stack.box)
+        """Solve for the canonical map at the present band limit, latents and flow fixed."""
+        model = self.levels.level(self.map, band_limit(self.parameters, self.epoch), whole=True).model
+        positions = moved_vertices(model, self.vertices, self.flow, self.latents)
+        self.map = canonical_map(self.stack, model, positions, self.events, self.group, self.micro_batch)
 
     def finish(self) -> FlexModel:
         """Last visits of the latents at the final band limit, and the model."""
         if self.parameters.map_every:
             self.solve_map()
-        levels = self.levels(self.parameters.band_end)
-        for start in range(0, len(self.stack), self.parameters.batch):
-            self.events.check_stop()
-            index = np.arange(start, min(start + self.parameters.batch, len(self.stack)))
-            self.infer(index, [*levels, levels[-1]])
+        levels = self.steps(self.parameters.band_end)
+        batches = self.group.batches(np.arange(len(self.stack)), self.micro_batch)
+        for batch in self.stack.batches(self.group.checked(batches, self.events), levels[-1].model.band):
+            self.infer(batch, [*levels, levels[-1]])
+        self.share_latents(np.concatenate(batches))
         return FlexModel(
             mesh=self.mesh,
-            flow=self.flow,
+            flow=self.flow.cpu(),
             latents=self.latents,
             covariance=self.covariance,
             map=self.map,
@@ -286,14 +280,14 @@ class Trainer:
         """Root mean square displacement over particles and vertices, in angstroms, weighed by rigidity."""
         some = np.random.default_rng(0).permutation(len(self.stack))[:200]
         with torch.no_grad():
-            u = self.flow(torch.from_numpy(self.latents[some]))
+            u = self.flow(torch.from_numpy(self.latents[some]).to(self.device))
         return float((u - u.mean(0)).square().sum(-1).mean().sqrt())
 
     # -- checkpoint ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Everything needed to go on after the present epoch."""
-        if self.checkpoint is None:
+        """Everything needed to go on after the present epoch; the first rank writes it for all."""
+        if self.checkpoint is None or not self.group.is_first:
             return
         state = {
             "flow": self.flow.state_dict(),
@@ -309,9 +303,10 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the checkpoint, if there is one."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        path = self.checkpoint
+        if path is None or not self.group.first_does(path.exists):
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.flow.load_state_dict(state["flow"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.latents, self.covariance = state["latents"].numpy(), state["covariance"].numpy()

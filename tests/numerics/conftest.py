@@ -16,11 +16,11 @@ from scipy.spatial.transform import Rotation
 from flex_job.consensus import Consensus, OpticsGroup
 from flex_job.ctf import ctf, ctf_parameters
 from flex_job.flow import FlowGenerator
-from flex_job.fourier import radius_half_plane
 from flex_job.imaging import ImageModel
 from flex_job.mesh import TetMesh
-from flex_job.operator import VoxelDomain, voxel_domain
-from flex_job.particles import ParticleStack
+from flex_job.operator import VoxelDomain, make_operator, voxel_domain
+from flex_job.particles import Batch, ParticleStack
+from flex_job.solver import moved_vertices
 from flex_job.volume import Volume
 
 PIXEL_A = 3.0
@@ -87,7 +87,7 @@ class World:
     support: Volume
     domain: VoxelDomain
     model: ImageModel
-    values: NDArray[np.float32]
+    values: torch.Tensor
     flow: FlowGenerator
     fields: NDArray[np.float32]
     latents: NDArray[np.float32]
@@ -96,17 +96,21 @@ class World:
     def vertices(self) -> torch.Tensor:
         return torch.from_numpy(self.mesh.vertices_A.astype(np.float32))
 
-    def positions(self, latents: NDArray[np.float32] | None):
+    def positions(self, latents: NDArray[np.float32] | None) -> Callable[[Batch], torch.Tensor]:
         """A callback for the solver: vertices through the flow at `latents`, or at rest."""
+        return moved_vertices(self.model, self.vertices, self.flow, latents)
 
-        def at(batch):
-            with torch.no_grad():
-                points = self.vertices
-                if latents is not None:
-                    points = points + self.flow(torch.from_numpy(latents[batch.index]))
-                return self.model.positions(batch.projections, batch.origins_px, points)
-
-        return at
+    def lower(self, fraction: float) -> ImageModel:
+        """The model in a lower band, a fraction of Nyquist, on the same grid."""
+        stack, model = self.stack, self.model
+        return ImageModel(
+            model.operator,
+            model.box,
+            stack.band(fraction),
+            stack_box=stack.box,
+            stack_pixel_size_A=stack.pixel_size_A,
+            oversampling=model.oversampling,
+        )
 
 
 def consensus_of(count: int, box: int, seed: int, **optics: object) -> Consensus:
@@ -166,8 +170,7 @@ def build_world(
     flow.start_straight(torch.from_numpy(fields))
     torch.nn.init.normal_(flow.last.weight, std=2e-4 * motion_A)  # and a little that bends
     domain = voxel_domain(mesh, support)
-    model = ImageModel(domain, box, stack_box=box, stack_pixel_size_A=PIXEL_A, oversampling=oversampling)
-    values = domain.gather(density.data)
+    values = torch.from_numpy(domain.gather(density.data))
     shells = box // 2 + 1
     stack = ParticleStack(
         path=folder / "stack.f16",
@@ -182,18 +185,26 @@ def build_world(
         noise=(1 + 0.5 * np.exp(-np.arange(shells) / 4))[None].astype(np.float32),
         scale=(scale * rng.uniform(0.8, 1.2, count)).astype(np.float32),
     )
+    band = stack.band()
+    model = ImageModel(
+        make_operator(domain), box, band, stack_box=box, stack_pixel_size_A=PIXEL_A, oversampling=oversampling
+    )
     world = World(stack, mesh, density, support, domain, model, values, flow, fields, latents)
     everyone = np.arange(count)
-    with torch.no_grad():
-        points = world.vertices + flow(torch.from_numpy(latents))
-    projections, origins = torch.from_numpy(stack.projections), torch.from_numpy(stack.origins_px)
-    images = model.transform(values, model.positions(projections, origins, points))
-    shell = radius_half_plane(box).round().long().clamp(max=box // 2)
-    transfer = ctf(stack.ctf, everyone, box, PIXEL_A) * torch.from_numpy(stack.scale)[:, None, None]
-    data = signal * images * transfer / torch.from_numpy(stack.noise[0])[shell]
+    poses = Batch(
+        index=everyone,
+        data=torch.zeros(0),
+        transfer=torch.zeros(0),
+        projections=torch.from_numpy(stack.projections),
+        origins_px=torch.from_numpy(stack.origins_px),
+    )
+    images = model.transform(values, world.positions(latents)(poses))
+    # What the cache and the batches are to agree on is written out here on the half plane, by other code than theirs.
+    transfer = band.pack(ctf(stack.ctf, everyone, box, PIXEL_A)) / 2**0.5
+    transfer *= torch.from_numpy(stack.scale)[:, None] / torch.from_numpy(stack.noise[0])[band.shells]
     # White noise made in real space has the symmetry of a real image's transform; E |coefficient|^2 = 1.
     white = torch.from_numpy(rng.normal(size=(count, box, box)).astype(np.float32))
-    data = data + noise * torch.fft.rfft2(white, norm="ortho")
+    data = signal * images * transfer + noise * band.pack(torch.fft.rfft2(white, norm="ortho"))
     torch.view_as_real(data).numpy().astype(np.float16).tofile(stack.path)
     return world
 

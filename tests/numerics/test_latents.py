@@ -23,7 +23,7 @@ METHODS = [gauss_newton, coordinate_descent]
 def infer(world, method: Callable, visits: int, batch: Batch | None = None, start: NDArray | None = None):
     """Latents, covariance and data term after some visits, from zero."""
     batch = world.stack.batch(np.arange(len(world.stack))) if batch is None else batch
-    z = torch.zeros(len(batch.index), world.flow.latent_dims) if start is None else torch.from_numpy(start)
+    z = torch.zeros(len(batch), world.flow.latent_dims) if start is None else torch.from_numpy(start)
     for _ in range(visits):
         z, covariance, loss = method(world.model, world.values, world.flow, batch, world.vertices, z)
     return z.numpy(), covariance.numpy(), loss.numpy()
@@ -43,25 +43,27 @@ def test_the_model_predicts_its_own_particles(world_of) -> None:
 def test_data_term_of_pure_noise_is_half_per_real_number(world_of) -> None:
     """-log p of unit noise: one half for each of the (about pi/4 box^2) real numbers in the band."""
     world = world_of(count=100, signal=0.0, noise=1.0, seed=5)
-    batch = world.stack.batch(np.arange(100), band=0.8)
-    numbers = float((batch.multiplicity * (batch.transfer[0] != 0)).sum())
+    band = world.stack.band(0.8)
+    batch = world.stack.batch(np.arange(100), band)
+    numbers = 2 * len(band)
     assert numbers == pytest.approx(np.pi / 4 * (0.8 * world.stack.box) ** 2, rel=0.05)
-    loss = 0.5 * torch.view_as_real(batch.data).square().sum((1, 2, 3))
+    loss = 0.5 * torch.view_as_real(batch.data).square().sum((1, 2))
     assert float(loss.mean()) == pytest.approx(numbers / 2, rel=0.02)
 
 
-def test_a_smaller_box_holds_the_same_low_frequencies(world_of) -> None:
+def test_a_lower_band_is_the_beginning_of_a_higher_one(world_of) -> None:
+    """Read from disk in a lower band, or read in full and cut: the same numbers, to the last bit."""
     world = world_of(count=20)
-    index = np.array([3, 0, 17])
-    full = world.stack.batch(index, band=8 / 12)
-    small = world.stack.batch(index, box=16, band=1.0)
-    rows = np.r_[:8, 16:24]
-    for name in ("data", "transfer"):
-        cropped = getattr(full, name)[:, rows, :9]
-        assert float((cropped - getattr(small, name)).abs().max()) < 1e-5 * float(cropped.abs().max()), name
-    assert float((full.projections * 16 / 24 - small.projections).abs().max()) < 1e-6
-    assert float((full.origins_px * 16 / 24 - small.origins_px).abs().max()) < 1e-6
-    assert np.array_equal(small.index, index)
+    index, band = np.array([3, 0, 17]), world.stack.band(8 / 12)
+    full, low = world.stack.batch(index), world.stack.batch(index, band)
+    assert low.data.shape == low.transfer.shape == (3, len(band))
+    assert full.data.shape[1] == len(world.stack.band()) > len(band)
+    cut = full.below(band)
+    for name in ("data", "transfer", "projections", "origins_px"):
+        assert torch.equal(getattr(cut, name), getattr(low, name)), name
+    assert np.array_equal(cut.index, index) and np.array_equal(low.index, index)
+    # Negative control: another particle's record begins with something else.
+    assert not torch.equal(world.stack.batch(index[::-1].copy(), band).data, low.data)
 
 
 # -- inference ---------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def test_covariance_is_the_inverse_of_information_and_prior(world_of) -> None:
     def predicted(z: NDArray) -> torch.Tensor:
         with torch.no_grad():
             u = world.flow(torch.from_numpy(z.astype(np.float32)))
-        q = world.model.positions(batch.projections, batch.origins_px, world.vertices + u)
+        q = world.model.positions(batch, world.vertices + u)
         return torch.view_as_real(batch.transfer * world.model.transform(world.values, q)).flatten(1).double()
 
     h = 2e-3
@@ -217,15 +219,14 @@ def test_em_recovers_a_known_covariance(information: float, limit: float) -> Non
 
 
 def start_of(world, latent_dims: int, events: Events | None = None, seed: int = 0) -> LinearStart:
-    return linear_start(
-        world.stack, world.mesh, world.model, world.values, latent_dims, 0.8, 100, seed, events or Events()
-    )
+    model = world.lower(0.8)
+    return linear_start(world.stack, world.mesh, model, world.values, latent_dims, 100, seed, events or Events())
 
 
 def seen(world, fields: NDArray) -> NDArray:
     """Displacements of the voxels, weighted by density, one column per field: vertices without density do not count."""
     vertices, weights = world.domain.weights()
-    at = np.einsum("nk,mnka->mna", weights, fields[:, vertices]) * world.values[:, None]
+    at = np.einsum("nk,mnka->mna", weights, fields[:, vertices]) * world.values.numpy()[:, None]
     return at.reshape(len(fields), -1).T
 
 
@@ -278,7 +279,7 @@ def test_normal_equations_are_the_gradient_of_the_data_term(world_of) -> None:
     """J^T r is minus the slope of |r|^2 / 2 along each direction of the vertices, by central differences."""
     world = world_of(count=20)
     batch = world.stack.batch(np.arange(20))
-    q = world.model.positions(batch.projections, batch.origins_px, world.vertices)
+    q = world.model.positions(batch, world.vertices)
     dq = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 2, *q.shape[1:])).astype(np.float32))
     _, gradient, _ = normal_equations(world.model, world.values, batch, q, dq)
     h = 1e-2
@@ -290,15 +291,15 @@ def test_normal_equations_are_the_gradient_of_the_data_term(world_of) -> None:
 
 
 def test_gradient_to_vertices_is_that_of_the_data_term(world_of) -> None:
-    """What the flow learns from: the operator's adjoint with the multiplicity taken out equals -J^T r."""
+    """What the flow learns from: the operator's adjoint at the weighted residual equals -J^T r."""
     world = world_of(count=20)
-    batch = world.stack.batch(np.arange(20), band=0.8)
-    q = world.model.positions(batch.projections, batch.origins_px, world.vertices)
+    model = world.lower(0.8)
+    batch = world.stack.batch(np.arange(20), model.band)
+    q = model.positions(batch, world.vertices)
     dq = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 3, *q.shape[1:])).astype(np.float32))
-    _, downhill, _ = normal_equations(world.model, world.values, batch, q, dq)
-    residual = batch.transfer * world.model.transform(world.values, q) - batch.data
-    spectrum = batch.transfer * residual / batch.multiplicity
-    _, gradient = world.model.gradient(spectrum, q, world.values)
+    _, downhill, _ = normal_equations(model, world.values, batch, q, dq)
+    residual = batch.transfer * model.transform(world.values, q) - batch.data
+    _, gradient = model.gradient(batch.transfer * residual, q, world.values)
     assert gradient is not None
     found = torch.einsum("bkvc,bvc->bk", dq, gradient)
     assert float((found + downhill).norm() / downhill.norm()) < 1e-4

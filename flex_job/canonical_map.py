@@ -1,0 +1,52 @@
+"""The canonical map of a training (paper, "Optimization of flow and structure"), latents and flow fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flex_job.distributed import Group
+from flex_job.events import Events
+from flex_job.fourier import fourier_resize
+from flex_job.fsc import fsc, shell_index
+from flex_job.imaging import ImageModel
+from flex_job.particles import Batch, ParticleStack
+from flex_job.sharpen import fsc_weights
+from flex_job.solver import LeastSquares, solve
+from flex_job.volume import Volume
+
+__all__ = ["canonical_map"]
+
+ITERATIONS = 2
+
+
+def canonical_map(
+    stack: ParticleStack,
+    model: ImageModel,
+    positions: Callable[[Batch], torch.Tensor],
+    events: Events,
+    group: Group,
+    batch_size: int,
+) -> Volume:
+    """The map at the stack's box that explains the particles best in the model's band, with vertices at `positions`.
+
+    Each half-set is solved for on its own, from zero; their mean is filtered by its signal-to-noise ratio as the
+    halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow to
+    move towards that noise, and both final half-maps would then agree on it.
+    """
+
+    def solve_half(half: int, group: Group) -> NDArray[np.float32]:
+        index = np.flatnonzero(stack.halves == half)
+        problem = LeastSquares(stack, index, model, positions, batch_size=batch_size, events=events, group=group)
+        return solve(problem, max_iterations=ITERATIONS, tolerance=1e-3).values.cpu().numpy()
+
+    box = model.box
+    halves = [model.domain.scatter(values) for values in group.both_halves(solve_half)]
+    signal = fsc_weights(fsc(*halves)) ** 2
+    spectrum = np.fft.rfftn(0.5 * (halves[0] + halves[1]))
+    spectrum *= np.append(signal, np.zeros(box))[shell_index(box)]
+    mean = np.fft.irfftn(spectrum, s=(box,) * 3, axes=(0, 1, 2)).astype(np.float32)
+    return fourier_resize(Volume(mean, stack.extent_A / box), stack.box)

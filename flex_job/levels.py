@@ -1,0 +1,83 @@
+"""Frequency marching: which band an epoch works in, and the coarsest images and voxels that carry it.
+
+A band at a quarter of Nyquist needs a sixteenth of the pixels and a sixty-fourth of the voxels. Coefficients are
+listed by frequency (`Band`), so going from one grid to another changes nothing but how the same numbers are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flex_job.fourier import fourier_resize, low_pass
+from flex_job.imaging import ImageModel
+from flex_job.mesh import TetMesh
+from flex_job.operator import MASK_LEVEL, VoxelDomain, make_operator, voxel_domain
+from flex_job.particles import ParticleStack
+from flex_job.volume import Volume
+from job_specs.parameters import TrainParameters
+
+__all__ = ["Level", "Levels", "band_limit", "march_box"]
+
+BAND_OF_BOX = 0.8  # of Nyquist: up to there the spline on the plain grid is good to a few per cent
+FAINT = 0.02  # of the largest density
+
+
+def band_limit(parameters: TrainParameters, epoch: int) -> float:
+    """Band limit of an epoch, as a fraction of the stack's Nyquist: it rises linearly, then stays."""
+    p = parameters
+    rise = max(1.0, p.band_epochs * p.epochs)
+    return p.band_start + (p.band_end - p.band_start) * min(1.0, epoch / rise)
+
+
+def march_box(full: int, fraction: float) -> int:
+    """The smallest box, a multiple of 8 and not above `full`, that carries a fraction of the Nyquist of `full`."""
+    # The slack is for rounding: a fraction that needs 24 pixels and a bit in the sixteenth digit needs 24.
+    return min(full, max(16, 8 * int(np.ceil(fraction * full / BAND_OF_BOX / 8 - 1e-6))))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Images in a band, and the canonical map's `values` at the voxels of the model's domain."""
+
+    model: ImageModel
+    values: torch.Tensor
+
+
+class Levels:
+    """Makes levels for a particle stack on one device."""
+
+    def __init__(self, stack: ParticleStack, mesh: TetMesh, mask: Volume, device: torch.device, *, tf32: bool) -> None:
+        """`mask` at the stack's box."""
+        self.stack, self.mesh, self.mask, self.device, self.tf32 = stack, mesh, mask, device, tf32
+        self._domains: dict[int, VoxelDomain] = {}
+
+    def domain(self, box: int) -> VoxelDomain:
+        """All voxels of the mask at that box."""
+        if box not in self._domains:
+            self._domains[box] = voxel_domain(self.mesh, fourier_resize(self.mask, box), MASK_LEVEL)
+        return self._domains[box]
+
+    def level(self, density: Volume, fraction: float, *, whole: bool = False) -> Level:
+        """The coarsest grid that carries a fraction of Nyquist, with `density` (at the stack's box) on it.
+
+        Without `whole` voxels of hardly any density are left out: they move nothing that the images could show.
+        """
+        stack = self.stack
+        box = march_box(stack.box, fraction)
+        domain = self.domain(box)
+        cut = fraction * stack.box / 2 / stack.extent_A
+        values = domain.gather(fourier_resize(low_pass(density, cut), box).data)
+        if not whole:
+            keep = np.abs(values) > FAINT * np.abs(values).max()
+            domain, values = domain.subset(keep), values[keep]
+        model = ImageModel(
+            make_operator(domain, self.device, tf32=self.tf32),
+            box,
+            stack.band(min(fraction, box / stack.box)),
+            stack_box=stack.box,
+            stack_pixel_size_A=stack.pixel_size_A,
+        )
+        return Level(model, torch.from_numpy(values).to(self.device))
