@@ -37,23 +37,28 @@ class FlowGenerator(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Displacements u (b, n_vertices, 3) in angstroms at latents `z` (b, latent_dims)."""
-        u = self.last(self.trunk(z)) + self.straight(z)
-        return u.view(len(z), -1, 3) * (UNIT_A * self.motion[:, None])
+        return (torch.cat([self.trunk(z), z], dim=1) @ self._last_weight()).view(len(z), -1, 3)
+
+    def _last_weight(self) -> torch.Tensor:
+        """W and L, unit and motion factors (units + K, 3 n_vertices): one product with [h, z], and nothing of the size
+        of u is touched twice."""
+        weight = torch.cat([self.last.weight, self.straight.weight], dim=1)
+        return (weight * (UNIT_A * self.motion.repeat_interleave(3))[:, None]).T
 
     def with_derivative(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u (b, V, 3) and its derivatives (b, K, V, 3) along each latent, no graph kept."""
         with torch.no_grad():
-            features, slopes = z, torch.eye(self.latent_dims).expand(len(z), -1, -1)
+            eye = torch.eye(self.latent_dims, device=z.device).expand(len(z), -1, -1)
+            features, slopes = z, eye
             for layer in self.trunk:
                 if isinstance(layer, nn.Linear):
                     features, slopes = layer(features), slopes @ layer.weight.T
                 else:
                     slopes = slopes * (features > 0)[:, None]
                     features = layer(features)
-            motion = UNIT_A * self.motion[:, None]
-            u = self.last(features) + self.straight(z)
-            du = self.last(slopes) + self.straight.weight.T
-            return u.view(len(z), -1, 3) * motion, du.view(len(z), self.latent_dims, -1, 3) * motion
+            together = torch.cat([torch.cat([features, z], dim=1)[:, None], torch.cat([slopes, eye], dim=2)], dim=1)
+            both = (together @ self._last_weight()).view(len(z), 1 + self.latent_dims, -1, 3)
+            return both[:, 0], both[:, 1:]
 
     @torch.no_grad()
     def start_straight(self, fields: torch.Tensor) -> None:

@@ -8,26 +8,31 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.mesh import TetMesh, cell_gradients
+from flex_job.rigidity_cpu import CompiledRigidity
 
-__all__ = ["Rigidity", "orthogonal_factor"]
+__all__ = ["STRAIN_UNIT", "Rigidity", "orthogonal_factor"]
 
 
 def orthogonal_factor(a: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """The orthogonal matrix nearest to each 3 x 3 matrix (..., 3, 3): the polar factor, by scaled Newton steps.
 
     Newton's iteration R <- (R + R^-T) / 2 (Higham 1986) with Frobenius scaling converges quadratically; near a
-    rotation, where meshes live, three steps reach float32.
+    rotation, where meshes live, three steps reach float32. Quickest where the matrices' entries lie apart in memory,
+    as `Rigidity.deformation` has them.
     """
-    r = a
+    r = a.movedim((-2, -1), (0, 1)).reshape(9, *a.shape[:-2])
+    cofactor = torch.empty_like(r)
+    tiny = torch.finfo(a.dtype).tiny ** 0.5
     for _ in range(iterations):
-        x, y, z = r.unbind(-1)
-        cofactor = torch.stack([torch.linalg.cross(y, z), torch.linalg.cross(z, x), torch.linalg.cross(x, y)], dim=-1)
-        determinant = (x * cofactor[..., 0]).sum(-1)[..., None, None]
-        tiny = torch.finfo(a.dtype).tiny ** 0.5
+        for row, (after, last) in enumerate(((1, 2), (2, 0), (0, 1))):
+            for column, (right, far) in enumerate(((1, 2), (2, 0), (0, 1))):
+                entry = torch.mul(r[3 * after + right], r[3 * last + far], out=cofactor[3 * row + column])
+                entry.addcmul_(r[3 * after + far], r[3 * last + right], value=-1)
+        determinant = (r[:3] * cofactor[:3]).sum(0)
         inverse = cofactor / torch.where(determinant.abs() < tiny, tiny, determinant)
-        norm = (inverse.square().sum((-1, -2), keepdim=True) / r.square().sum((-1, -2), keepdim=True)) ** 0.25
-        r = 0.5 * (norm * r + inverse / norm)
-    return r
+        norm = (inverse.square().sum(0) / r.square().sum(0)) ** 0.25
+        r = (0.5 * norm * r).addcmul_(inverse, 0.5 / norm)
+    return r.reshape(3, 3, *a.shape[:-2]).movedim((0, 1), (-2, -1))
 
 
 STRAIN_UNIT = 200.0
@@ -41,17 +46,22 @@ class Rigidity:
     mean, in units of STRAIN_UNIT, keeps one value of lambda comparable between meshes and molecules.
     """
 
-    def __init__(self, mesh: TetMesh) -> None:
-        self.cells = torch.from_numpy(mesh.cells.astype(np.int64))
-        self.gradients = torch.from_numpy(cell_gradients(mesh).astype(np.float32))
+    def __init__(self, mesh: TetMesh, device: torch.device | str = "cpu") -> None:
+        self.cells = torch.from_numpy(mesh.cells.astype(np.int64)).to(device)
+        self.gradients = torch.from_numpy(cell_gradients(mesh).astype(np.float32)).to(device)
         weights = mesh.rigidity.astype(np.float64)
-        self.weights = torch.from_numpy((STRAIN_UNIT * weights / weights.sum()).astype(np.float32))
+        self.weights = torch.from_numpy((STRAIN_UNIT * weights / weights.sum()).astype(np.float32)).to(device)
         self.n_vertices = len(mesh.vertices_A)
 
     def deformation(self, u: torch.Tensor) -> torch.Tensor:
-        """A = I + grad u (b, T, 3, 3) of displacements u (b, V, 3)."""
-        gradient = torch.einsum("btka,tkc->btac", u[:, self.cells], self.gradients.to(u))
-        return gradient + torch.eye(3, dtype=u.dtype)
+        """A = I + grad u (b, T, 3, 3) of displacements u (b, V, 3); the nine entries lie apart in memory."""
+        axes = u.permute(2, 0, 1)  # (3, b, V)
+        slopes = self.gradients.to(u).permute(1, 2, 0)  # (4, 3, T)
+        eye = torch.eye(3, dtype=u.dtype, device=u.device)[:, :, None, None]
+        total = eye.expand(-1, -1, len(u), len(self.cells))
+        for k in range(4):
+            total = total + axes[:, None, :, self.cells[:, k]] * slopes[k][None, :, None]
+        return total.permute(2, 3, 0, 1)
 
     def energy(self, u: torch.Tensor) -> torch.Tensor:
         """Mean over the batch of the rigidity loss.
@@ -59,6 +69,12 @@ class Rigidity:
         sum_l (sigma_l - 1)^2 = |A - R|^2 with R the polar factor of A. R minimises that distance, so it counts as
         a constant in the derivative, and no singular value decomposition is needed.
         """
+        if u.device.type == "cpu":
+            return CompiledRigidity.apply(u, self.cells, self.gradients, self.weights)
+        return self.energy_by_torch(u)
+
+    def energy_by_torch(self, u: torch.Tensor) -> torch.Tensor:
+        """The same on any device, differentiated by torch."""
         a = self.deformation(u)
         with torch.no_grad():
             r = orthogonal_factor(a)

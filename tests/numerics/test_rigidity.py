@@ -105,6 +105,20 @@ def test_orthogonal_factor_is_the_polar_factor(dtype: torch.dtype, limit: float)
     assert float((found.double() - torch.from_numpy(left @ right)).abs().max()) < limit
 
 
+@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("size_A", [0.3, 3.0])
+def test_compiled_and_plain_energy_agree(mesh_of, dtype: torch.dtype, limit: float, size_A: float) -> None:
+    """Value and gradient, on a mesh of more cells than the compiled code takes at a time and no multiple of it."""
+    mesh = mesh_of((5, 4, 3), np.array([100.0, 80, 60]))
+    assert len(mesh.cells) == 360
+    rigidity = Rigidity(mesh)
+    u = random_field(mesh, size_A, batch=3).to(dtype).requires_grad_()
+    energies = rigidity.energy(u), rigidity.energy_by_torch(u)
+    found, expected = (torch.autograd.grad(3 * energy, u)[0] for energy in energies)
+    assert float(energies[0].detach()) == pytest.approx(float(energies[1].detach()), rel=limit)
+    assert float((found - expected).norm() / expected.norm()) < limit
+
+
 def test_a_flat_cell_gives_finite_energy_and_gradient(mesh: TetMesh) -> None:
     u = affine(mesh, np.diag([1.0, 1.0, 0.0])).float().requires_grad_()
     energy = Rigidity(mesh).energy(u)
