@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["written_aside"]
+from flex_job.distributed import Group
+
+__all__ = ["written_aside", "written_together"]
 
 
 @contextmanager
@@ -23,4 +25,22 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def written_together(path: Path, group: Group) -> Iterator[BinaryIO]:
+    """As `written_aside`, for a file that all ranks of `group` see and each writes a part of, at its own place."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        group.first_does(lambda: part.write_bytes(b""))
+        with part.open("r+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        group.barrier()
+        group.first_does(lambda: os.replace(part, path))
+    except BaseException:
+        if group.is_first:
+            part.unlink(missing_ok=True)
         raise

@@ -18,3 +18,6 @@ class InputProblems(ValueError):
         count = len(self.messages)
         head = "1 problem with the input:" if count == 1 else f"{count} problems with the input:"
         super().__init__("\n".join([head, *(f"  {number}. {text}" for number, text in enumerate(self.messages, 1))]))
+
+    def __reduce__(self) -> tuple[type[InputProblems], tuple[list[str]]]:
+        return InputProblems, (self.messages,)  # pickled between the ranks of a job

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flex_job.manifest import Manifest, file_hash, key_of, peak_memory_MiB, versions
+from flex_job.manifest import Manifest, file_hash, key_of, peak_memory_MiB, stacks_hash, versions
 
 
 def run_stage(folder: Path, name: str = "train", key: str = "k1", output: str = "model.pt") -> Manifest:
@@ -122,18 +122,51 @@ def test_file_hash_changes_with_the_content(tmp_path: Path) -> None:
     assert file_hash(path) != whole
 
 
-def test_hash_of_a_large_file_sees_both_ends_and_the_size(tmp_path: Path) -> None:
-    path, size = tmp_path / "data", 3 << 20
-    hashes = set()
-    for content in (
-        b"a" * size,
-        b"b" + b"a" * (size - 1),
-        b"a" * (size - 1) + b"b",
-        b"a" * (size + 1),
-    ):
-        path.write_bytes(content)
-        hashes.add(file_hash(path, whole_below=1 << 20))
-    assert len(hashes) == 4
+@pytest.fixture
+def stacks(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{number}.mrcs" for number in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (number * 5000))
+        os.utime(path, ns=(0, 10**18))
+    return paths
+
+
+def test_stacks_are_known_by_size_time_and_ends(stacks: list[Path]) -> None:
+    hashes = {stacks_hash(stacks)}
+    assert {stacks_hash(stacks)} == hashes
+    hashes.add(stacks_hash(stacks[:4]))
+    hashes.add(stacks_hash(stacks[::-1]))
+    os.utime(stacks[2], ns=(0, 10**18 + 1))
+    hashes.add(stacks_hash(stacks))
+    for number, content in ((1, b"x" + stacks[1].read_bytes()[1:]), (3, stacks[3].read_bytes()[:-1] + b"x")):
+        stacks[number].write_bytes(content)
+        os.utime(stacks[number], ns=(0, 10**18))
+        hashes.add(stacks_hash(stacks))
+    stacks[4].write_bytes(bytes([4]) * 20001)
+    os.utime(stacks[4], ns=(0, 10**18))
+    hashes.add(stacks_hash(stacks))
+    moved = stacks[0].rename(stacks[0].with_name("other.mrcs"))
+    hashes.add(stacks_hash([moved, *stacks[1:]]))
+    assert len(hashes) == 8
+    # what this does not see, and why the time of modification must stay in it
+    stacks[4].write_bytes(bytes([4]) * 10000 + b"x" + bytes([4]) * 10000)
+    os.utime(stacks[4], ns=(0, 10**18))
+    assert stacks_hash([moved, *stacks[1:]]) in hashes
+
+
+def test_little_is_read_of_a_stack(stacks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = os.pread
+
+    def pread(descriptor: int, count: int, offset: int) -> bytes:
+        read.append(count)
+        return real(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    stacks_hash(stacks)
+    assert len(read) <= 2 * len(stacks) and max(read) <= 1 << 16
+    with pytest.raises(FileNotFoundError):
+        stacks_hash([*stacks, stacks[0].with_name("none.mrcs")])
 
 
 def test_versions_and_memory_are_told() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from flex_job.band import Band
 from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus, OpticsGroup
 from flex_job.ctf import ctf, ctf_parameters
@@ -21,7 +22,7 @@ from flex_job.fourier import centred_window, fourier_resize, radius_half_plane
 from flex_job.fsc import fsc_masked
 from flex_job.images import ImageReader
 from flex_job.imaging import ImageModel
-from flex_job.operator import rigid_domain
+from flex_job.operator import make_operator, rigid_domain
 from flex_job.particles import ParticleStack
 from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
@@ -129,15 +130,20 @@ def test_noise_spectrum_is_found_and_whitened_to_variance_one(noisy: Data, tmp_p
     # what the exact map leaves of the whitened images is noise of variance 1 in every shell
     exact = fourier_resize(noisy.truth, BOX)
     domain, vertices = rigid_domain(Volume(np.ones_like(exact.data), exact.pixel_size_A))
-    model = ImageModel(domain, BOX, stack_box=BOX, stack_pixel_size_A=stack.pixel_size_A, oversampling=2)
+    band = stack.band()
+    model = ImageModel(
+        make_operator(domain), BOX, band, stack_box=BOX, stack_pixel_size_A=stack.pixel_size_A, oversampling=2
+    )
     batch = stack.batch(np.arange(len(stack)))
-    q = model.positions(batch.projections, batch.origins_px, torch.from_numpy(vertices))
+    q = model.positions(batch, torch.from_numpy(vertices))
     # a density per voxel of 4 A has 64 / 48 times the sum along z in voxels of 64 / 48 times the size
-    images = batch.transfer * model.transform(domain.gather(exact.data) * np.float32(64 / BOX), q)
+    images = batch.transfer * model.transform(torch.from_numpy(domain.gather(exact.data)) * (64 / BOX), q)
 
     def variance(scale: float) -> NDArray[np.floating]:
-        left = shell_means((batch.data - scale * images).abs() ** 2 / batch.multiplicity, BOX)
-        return left[1 : BOX // 2]
+        """Of real and imaginary parts, shells 1 to BOX // 2 - 1."""
+        left = 0.5 * ((batch.data - scale * images).abs() ** 2).mean(0).numpy()
+        shells = band.shells.numpy()
+        return (np.bincount(shells, left)[1:] / np.bincount(shells)[1:])[: BOX // 2 - 1]
 
     assert np.abs(variance(1.0) - 1.0).max() < 0.06
     for wrong in (0.0, -1.0):
@@ -356,21 +362,20 @@ def test_images_off_zero_make_no_step_at_the_border_of_a_larger_window(tmp_path:
 def test_cache_is_half_precision_and_restores_the_same_stack(strong: Data, tmp_path: Path) -> None:
     stack, calibration = run(strong.consensus, tmp_path)
     count = len(strong.consensus)
-    assert stack.path.stat().st_size == count * BOX * (BOX // 2 + 1) * 2 * 2
+    band = Band.below(BOX / 2)
+    assert stack.path.stat().st_size == count * len(band) * 2 * 2
+    assert len(band) < BOX * (BOX // 2 + 1) * np.pi / 4  # no corners
     again, same = restore(strong.consensus, BOX, tmp_path / "cache.f16", tmp_path / "prep.npz")
     index = np.array([5, 100, 7])
-    for name in ("data", "transfer", "multiplicity", "projections", "origins_px"):
+    for name in ("data", "transfer", "projections", "origins_px"):
         torch.testing.assert_close(getattr(again.batch(index), name), getattr(stack.batch(index), name), rtol=0, atol=0)
     np.testing.assert_array_equal(same.contrast, calibration.contrast)
     # by hand: unit-variance coefficients of the image about its centre
     images = np.fft.ifftshift(strong.images()[index], axes=(1, 2))
-    shell = radius_half_plane(BOX).round().long().numpy()
-    expected = np.fft.rfft2(images) / BOX
-    expected = expected / stack.noise[0][np.minimum(shell, BOX // 2)] / calibration.noise_level[index, None, None]
-    batch = stack.batch(index)
-    weight = torch.where(batch.transfer[0] != 0, batch.multiplicity.sqrt(), torch.zeros(()))
-    error = (batch.data - weight * torch.from_numpy(expected)).abs().max()
-    assert error < 1e-3 * batch.data.abs().max()
+    expected = np.fft.rfft2(images)[:, band.ky.numpy(), band.kx.numpy()] * np.sqrt(2) / BOX
+    expected /= stack.noise[0][band.shells.numpy()] * calibration.noise_level[index, None]
+    found = stack.batch(index).data.numpy()
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(found).max()
 
 
 def resident_file_bytes() -> int:
@@ -391,11 +396,13 @@ def test_reading_batches_does_not_keep_the_cache_in_memory(strong: Data, tmp_pat
     parameters = stack.ctf.select(np.tile(np.arange(len(stack)), copies))
     large = replace(stack, path=tmp_path / "large.f16", ctf=parameters, **arrays)
     size = large.path.stat().st_size
+    low = large.band(1 / 3)
     large.batch(np.arange(200))
     before = resident_file_bytes()
-    for start in range(0, count, 1000):
-        large.batch(np.arange(start, min(start + 1000, count)), box=16)
-    assert resident_file_bytes() - before < 0.05 * size
+    for band in (low, None):
+        for start in range(0, count, 1000):
+            large.batch(np.arange(start, min(start + 1000, count)), band)
+        assert resident_file_bytes() - before < 0.05 * size
     mapped = np.memmap(large.path, dtype=np.uint8, mode="r")
     assert int(mapped[::4096].sum()) > 0
     assert resident_file_bytes() - before > 0.9 * size

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from numpy.typing import NDArray
 
 from flex_job import images as module
 from flex_job.consensus import Consensus, OpticsGroup
-from flex_job.images import ImageReader, read_header
+from flex_job.images import ImageReader
+from flex_job.stack_header import read_header
 from flex_job.volume import Volume
 
 BOX, SMALL = 16, 12
@@ -56,7 +60,8 @@ def stack(tmp_path: Path) -> tuple[Path, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int16, np.int8, np.uint16])
-def test_every_data_type_reads_as_float32(tmp_path: Path, dtype: type) -> None:
+def test_every_data_type_reads_as_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type) -> None:
+    monkeypatch.setattr(module, "HALF_PIECE", 100)
     data: NDArray[Any] = np.random.default_rng(1).uniform(0, 100, (5, BOX, BOX)).astype(dtype)
     path = write_stack(tmp_path / "a.mrcs", data, extended=b"x" * 160)
     found = ImageReader(consensus([path], [0] * 3, [4, 0, 4], [0] * 3)).read(np.arange(3))
@@ -73,20 +78,95 @@ def test_either_byte_order(tmp_path: Path, stack: tuple[Path, NDArray[np.float32
     assert np.array_equal(found[0], data[2])
 
 
-def test_any_order_over_several_stacks_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OPEN_FILES", 2)
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_any_order_over_several_stacks_leaves_nothing_open(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     data = rng.normal(size=(5, 4, BOX, BOX)).astype(np.float32)
     paths = [write_stack(tmp_path / f"{number}.mrcs", block) for number, block in enumerate(data)]
     stack_index, image_index = rng.integers(0, 5, 60), rng.integers(0, 4, 60)
     reader = ImageReader(consensus(paths, stack_index.tolist(), image_index.tolist(), [0] * 60))
     order = rng.permutation(60)
-    for _ in range(2):
+    files, threads = open_files(), threading.active_count()
+    for slow in (False, True):
+        reader._slow = slow
         assert np.array_equal(reader.read(order), data[stack_index[order], image_index[order]])
-        assert len(reader._files) <= 2
-    reader.close()
-    assert np.array_equal(reader.read(order[:1]), data[stack_index[order[:1]], image_index[order[:1]]])
+    with pytest.raises(ValueError, match=r"no image 5"):
+        ImageReader(consensus(paths, [3] * 20, [4] * 20, [0] * 20)).read(np.arange(20))
+    assert (open_files(), threading.active_count()) == (files, threads)
     assert reader.read([]).shape == (0, 0, 0)
+
+
+@pytest.mark.parametrize("run, gap, per_share", [(1 << 24, 1 << 17, 1), (3 * BOX * BOX * 4, 0, 20), (1, 1 << 20, 4)])
+def test_wherever_requests_are_cut(
+    stack: tuple[Path, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch, run: int, gap: int, per_share: int
+) -> None:
+    monkeypatch.setattr(module, "RUN_BYTES", run)
+    monkeypatch.setattr(module, "GAP_BYTES", gap)
+    monkeypatch.setattr(module, "READERS", 20 // per_share)
+    numbers = np.random.default_rng(3).integers(0, 7, 20)
+    reader = ImageReader(consensus([stack[0]], [0] * 20, numbers.tolist(), [0] * 20))
+    reader._slow = True
+    assert np.array_equal(reader.read(np.arange(20)), stack[1][numbers])
+
+
+def test_neighbours_are_one_request_and_short_answers_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.random.default_rng(4).normal(size=(40, BOX, BOX)).astype(np.float32)
+    path = write_stack(tmp_path / "a.mrcs", data)
+    wanted = list(range(20, 40)) + list(range(5))
+    reader = ImageReader(consensus([path], [0] * 25, wanted, [0] * 25))
+    monkeypatch.setattr(module, "READERS", 1)
+    monkeypatch.setattr(module, "GAP_BYTES", 4 * BOX * BOX * 4)
+    requests: list[int] = []
+    real = os.preadv
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        requests.append(len(buffers[0]))
+        return real(descriptor, [buffers[0][:3000]], offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert np.array_equal(reader.read(np.arange(25)), data[wanted])
+    whole = [count for count in requests if count in (5 * BOX * BOX * 4, 20 * BOX * BOX * 4)]
+    assert len(whole) == 2
+
+
+def test_two_thousand_small_stacks(tmp_path: Path) -> None:
+    """One file per micrograph, as RELION's extraction leaves them."""
+    stacks, images = 2000, 2
+    data = np.random.default_rng(5).normal(size=(stacks, images, SMALL, SMALL)).astype(np.float16)
+    header = bytearray(write_stack(tmp_path / "0.mrcs", data[0]).read_bytes()[:1024])
+    paths = [tmp_path / f"{number}.mrcs" for number in range(stacks)]
+    for path, block in zip(paths, data, strict=True):
+        path.write_bytes(bytes(header) + block.tobytes())
+    stack_index, image_index = np.divmod(np.arange(stacks * images), images)
+    particles = consensus(paths, stack_index.tolist(), image_index.tolist(), [1] * len(stack_index))
+    reader = ImageReader(particles)
+    assert reader.check() == []
+    order = np.random.default_rng(6).permutation(len(particles))
+    for slow in (False, True):
+        reader._slow = slow
+        assert np.array_equal(reader.read(order), data.reshape(-1, SMALL, SMALL)[order].astype(np.float32))
+
+
+def test_threads_read_where_requests_wait(
+    stack: tuple[Path, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, readers = os.preadv, set()
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        readers.add(threading.get_ident())
+        time.sleep(0.005)
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    reader = ImageReader(consensus([stack[0]], [0] * 7, list(range(7)), [0] * 7))
+    for _ in range(2):
+        assert np.array_equal(reader.read(np.arange(7)), stack[1])
+    assert len(readers) > 1
 
 
 def test_one_optics_group_at_a_time(tmp_path: Path, stack: tuple[Path, NDArray[np.float32]]) -> None:
