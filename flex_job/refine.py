@@ -1,41 +1,45 @@
 """The chain: mask, mesh, particles, training, reconstruction, report, in one job directory, resumable by stage.
 
-Nothing here computes: each stage is one call into the module whose name says what it does.
+Nothing here computes: each stage is one call into the module whose name says what it does. All ranks of a job go
+through all stages; the first decides which are due, does alone what is not shared out, and writes the files.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus
+from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.fourier import fourier_resize
 from flex_job.fsc import FscCurves, compare_half_maps
-from flex_job.generate import frames, latent_path
-from flex_job.manifest import Manifest, file_hash, key_of, versions
+from flex_job.manifest import Manifest, file_hash, key_of, stacks_hash, versions
 from flex_job.mask import automatic_mask
+from flex_job.memory import MemoryPlan
 from flex_job.mesh import TetMesh, build_mesh, draw_mesh
 from flex_job.model import FlexModel
-from flex_job.motion import motion_amplitude
 from flex_job.particles import ParticleStack
 from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
-from flex_job.reconstruct import reconstruct
-from flex_job.report import ReportData, Stage, write_report
+from flex_job.reconstruct import HalfMaps, reconstruct
+from flex_job.resources import job_sizes, plan_job
+from flex_job.run_report import write_run_report
 from flex_job.sharpen import combine, guinier_fit
-from flex_job.train import HISTORY, Trainer, train
+from flex_job.train import Trainer, train
 from flex_job.volume import Volume, read_volume, write_volume
 from job_specs.parameters import RefineParameters
 
 __all__ = ["RefineResult", "Refinement", "refine"]
 
-REPORT_FRAMES = 7
 HALF_MAPS = "{}_half{}_class001_unfil.mrc"
 
 
@@ -51,27 +55,64 @@ class RefineResult:
 
 class Refinement:
     """A job directory and its stages. Stages that a manifest calls complete for the same inputs and parameters, and
-    whose files exist, are not run again."""
+    whose files exist, are not run again.
 
-    def __init__(self, consensus: Consensus, parameters: RefineParameters, folder: Path, events: Events) -> None:
+    Every method and property is to be used by all ranks of `group` (one by default) in the same order. `folder` and
+    scratch must be the same disk for all.
+    """
+
+    def __init__(
+        self,
+        consensus: Consensus,
+        parameters: RefineParameters,
+        folder: Path,
+        events: Events,
+        group: Group | None = None,
+    ) -> None:
         self.consensus, self.parameters, self.folder, self.events = consensus, parameters, folder, events
+        self.group = group or Group()
+        self._plan: MemoryPlan | None = None
         self.cache_folder = Path(parameters.prep.scratch or folder) / (
             f"flex_cache_{key_of(str(folder.resolve()))}" if parameters.prep.scratch else "cache"
         )
-        if parameters.run.restart:
-            (folder / "manifest.json").unlink(missing_ok=True)
-            for leftover in folder.glob("checkpoint_*"):
-                leftover.unlink()
         self.manifest = Manifest(folder)
-        inputs = {str(path): file_hash(path) for path in (*consensus.source_files, *consensus.stack_paths)}
+        self.inputs_key = self.group.first_does(self._open)
+
+    def _open(self) -> str:
+        """Clear what a restart wants cleared and describe the run in the manifest; returns the key of its inputs."""
+        consensus, run = self.consensus, self.parameters.run
+        if run.restart:
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+            for leftover in self.folder.glob("checkpoint_*"):
+                leftover.unlink()
+            self.manifest = Manifest(self.folder)
+        inputs = {str(path): file_hash(path) for path in consensus.source_files}
+        inputs[f"{len(consensus.stack_paths)} image stacks"] = stacks_hash(consensus.stack_paths)
         self.manifest.describe(
             inputs=inputs,
-            parameters=asdict(parameters),
+            parameters=asdict(self.parameters),
             versions=versions(),
-            seed=parameters.run.seed,
+            seed=run.seed,
             particles=len(consensus),
+            processes=self.group.size,
         )
-        self.inputs_key = key_of(inputs, parameters.run.seed)
+        return key_of(inputs, run.seed)
+
+    def _is_due(self, name: str, key: str, *files: Path) -> bool:
+        """Whether a stage has to run: one look at the disk, by the first rank, so that all do the same."""
+        return self.group.first_does(
+            lambda: not (self.manifest.is_complete(name, key) and all(path.exists() for path in files))
+        )
+
+    @contextmanager
+    def _stage(self, name: str, key: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """A stage of all ranks; when it ends the files that the first wrote are there for the others."""
+        if self.group.is_first:
+            with self.manifest.stage(name, key, outputs) as results:
+                yield results
+        else:
+            yield {}
+        self.group.barrier()
 
     # -- stages --------------------------------------------------------------------------------------------------
 
@@ -97,7 +138,8 @@ class Refinement:
             mask = automatic_mask(
                 self.consensus.map, p.mask_lowpass, p.mask_threshold or None, p.mask_dilate, p.mask_soft
             )
-        write_volume(self.folder / "mask.mrc", mask.data, mask.pixel_size_A)
+        if self.group.is_first:
+            write_volume(self.folder / "mask.mrc", mask.data, mask.pixel_size_A)
         return mask
 
     @cached_property
@@ -110,18 +152,21 @@ class Refinement:
     def mesh(self) -> TetMesh:
         """The mesh over the mask; written as mesh.npz with a picture."""
         path = self.folder / "mesh.npz"
-        if not self.manifest.is_complete("mesh", self.mesh_key):
-            with self.manifest.stage("mesh", self.mesh_key, ["mesh.npz", "mesh.png", "mask.mrc"]):
-                p = self.parameters.mesh
-                zero = read_volume(p.zero_motion_mask) if p.zero_motion_mask else None
-                segments = read_volume(p.segmentation) if p.segmentation else None
-                try:
-                    mesh = build_mesh(self.consensus.map, self.mask, p, zero, segments, self.events)
-                except ValueError as error:
-                    raise InputProblems([str(error)]) from None
-                mesh.save(path)
-                draw_mesh(mesh, self.consensus.map, self.folder / "mesh.png", self.mask)
+        if self._is_due("mesh", self.mesh_key):
+            with self._stage("mesh", self.mesh_key, ["mesh.npz", "mesh.png", "mask.mrc"]):
+                self.group.first_does(lambda: self._write_mesh(path))
         return TetMesh.load(path)
+
+    def _write_mesh(self, path: Path) -> None:
+        p = self.parameters.mesh
+        zero = read_volume(p.zero_motion_mask) if p.zero_motion_mask else None
+        segments = read_volume(p.segmentation) if p.segmentation else None
+        try:
+            mesh = build_mesh(self.consensus.map, self.mask, p, zero, segments, self.events)
+        except ValueError as error:
+            raise InputProblems([str(error)]) from None
+        mesh.save(path)
+        draw_mesh(mesh, self.consensus.map, self.folder / "mesh.png", self.mask)
 
     def _prepared(self, name: str, box: int, calibration: Calibration | None) -> tuple[ParticleStack, Calibration]:
         p = self.parameters.mesh  # the calibration sees the map through the mask
@@ -129,8 +174,8 @@ class Refinement:
         key = key_of(name, box, self.inputs_key, asdict(self.parameters.prep), mask)
         cache = self.cache_folder / f"{name}.f16"
         record = self.folder / f"{name}.npz"
-        if not (self.manifest.is_complete(name, key) and cache.exists()):
-            with self.manifest.stage(name, key, [record.name]):
+        if self._is_due(name, key, cache):
+            with self._stage(name, key, [record.name]):
                 prepare(
                     self.consensus,
                     self.mask,
@@ -141,6 +186,7 @@ class Refinement:
                     self.events,
                     seed=self.parameters.run.seed,
                     calibration=calibration,
+                    group=self.group,
                 )
         return restore(self.consensus, box, cache, record)
 
@@ -156,6 +202,23 @@ class Refinement:
             return self.training_particles[0]
         return self._prepared("prep_full", self.full_box, self.training_particles[1])[0]
 
+    def memory_plan(self, mesh: TetMesh | None) -> MemoryPlan:
+        """What fits where, said once, before the first particle is read; without a mesh that of the rigid half-maps."""
+        if self._plan is None:
+            sizes = job_sizes(
+                self.consensus,
+                self.mask,
+                mesh,
+                self.parameters,
+                training_box=self.training_box,
+                full_box=self.full_box,
+                device=str(self.group.device),
+            )
+            self._plan = plan_job(sizes, self.cache_folder, self.group)
+            for line in self._plan.lines():
+                self.events.message(line)
+        return self._plan
+
     @cached_property
     def train_key(self) -> str:
         prep = asdict(self.parameters.prep)
@@ -165,10 +228,11 @@ class Refinement:
     def model(self) -> FlexModel:
         """The trained model; written as flex_model.pt."""
         path = self.folder / "flex_model.pt"
-        if not self.manifest.is_complete("train", self.train_key):
+        if self._is_due("train", self.train_key):
             mesh = self.mesh
+            plan = self.memory_plan(mesh)
             stack, calibration = self.training_particles
-            with self.manifest.stage("train", self.train_key, [path.name]):
+            with self._stage("train", self.train_key, [path.name]):
                 box = self.training_box
                 density = fourier_resize(self.consensus.map, box)
                 checkpoint = self.folder / f"checkpoint_train_{self.train_key}.pt"
@@ -181,9 +245,15 @@ class Refinement:
                     self.events,
                     seed=self.parameters.run.seed,
                     checkpoint=checkpoint,
+                    group=self.group,
+                    tf32=self.parameters.run.tf32,
+                    micro_batch=plan.micro_batch,
+                    start_batch=plan.start_batch,
                 )
-                train(trainer, self.consensus.latents).save(path)
-                checkpoint.unlink(missing_ok=True)
+                model = train(trainer, self.consensus.latents)
+                if self.group.is_first:
+                    model.save(path)
+                    checkpoint.unlink(missing_ok=True)
         return FlexModel.load(path)
 
     def use_model(self, model: FlexModel, key: str) -> None:
@@ -195,27 +265,43 @@ class Refinement:
         p = self.parameters.reconstruct
         key = key_of(kind, self.train_key if model else self.inputs_key, self.full_box, self.mesh_key, asdict(p))
         names = [HALF_MAPS.format(kind, half) for half in (1, 2)]
-        if not self.manifest.is_complete(kind, key):
+        if self._is_due(kind, key):
+            plan = self.memory_plan(model.mesh if model else None)
             stack, support = self.full_particles, fourier_resize(self.mask, self.full_box)
-            with self.manifest.stage(kind, key, [*names, f"{kind}_class001.mrc"]) as results:
+            with self._stage(kind, key, [*names, f"{kind}_class001.mrc"]) as results:
                 checkpoint = self.folder / f"checkpoint_{kind}_{key}.pt"
-                halves = reconstruct(stack, support, model, p, self.events, checkpoint=checkpoint)
-                for name, volume in zip(names, halves.maps, strict=True):
-                    write_volume(self.folder / name, volume.data, volume.pixel_size_A)
-                curves = self._curves(names)
-                first, second = (volume.data for volume in halves.maps)
-                fit = guinier_fit(first, second, curves)
-                combined, bfactor = combine(first, second, curves, p.bfactor or fit.bfactor_A2)
-                write_volume(self.folder / f"{kind}_class001.mrc", combined, stack.pixel_size_A)
-                results.update(
-                    iterations=list(halves.iterations),
-                    converged=halves.converged,
-                    bfactor_A2=bfactor,
-                    sharpening=fit.reason,
+                halves = reconstruct(
+                    stack,
+                    support,
+                    model,
+                    p,
+                    self.events,
+                    checkpoint=checkpoint,
+                    group=self.group,
+                    tf32=self.parameters.run.tf32,
+                    batch_size=plan.solver_batch,
                 )
-                for leftover in self.folder.glob(f"checkpoint_{kind}_{key}*"):
-                    leftover.unlink()
-        return self._curves(names)
+                results.update(self.group.first_does(lambda: self._write_half_maps(kind, names, halves)))
+                if self.group.is_first:
+                    for leftover in self.folder.glob(f"checkpoint_{kind}_{key}*"):
+                        leftover.unlink()
+        return self.group.first_does(lambda: self._curves(names))
+
+    def _write_half_maps(self, kind: str, names: list[str], halves: HalfMaps) -> dict[str, Any]:
+        """Both maps, and both combined; returns what the report needs to know of them."""
+        for name, volume in zip(names, halves.maps, strict=True):
+            write_volume(self.folder / name, volume.data, volume.pixel_size_A)
+        curves = self._curves(names)
+        first, second = (volume.data for volume in halves.maps)
+        fit = guinier_fit(first, second, curves)
+        combined, bfactor = combine(first, second, curves, self.parameters.reconstruct.bfactor or fit.bfactor_A2)
+        write_volume(self.folder / f"{kind}_class001.mrc", combined, halves.maps[0].pixel_size_A)
+        return {
+            "iterations": list(halves.iterations),
+            "converged": halves.converged,
+            "bfactor_A2": bfactor,
+            "sharpening": fit.reason,
+        }
 
     def _curves(self, names: list[str]) -> FscCurves:
         first, second = (read_volume(self.folder / name) for name in names)
@@ -226,88 +312,32 @@ class Refinement:
 
     def report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         """logfile.pdf and report.html; returns the lines that sum the run up."""
+        model = self.model
+        return self.group.first_does(lambda: self._report(model, rigid, flex))
+
+    def _report(self, model: FlexModel, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         stages = self.manifest.record["stages"]
         key = key_of("report", self.train_key, *(stages[name]["key"] for name in ("rigid", "flex")))
         if not self.manifest.is_complete("report", key):
             with self.manifest.stage("report", key, ["logfile.pdf", "report.html"]) as results:
-                results["summary"] = self._write_report(rigid, flex)
+                results["summary"] = write_run_report(
+                    self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex
+                )
         return tuple(self.manifest.results("report")["summary"])
-
-    def _write_report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
-        model = self.model
-        motion = motion_amplitude(model, self.seed)
-        summary = summary_lines(rigid, flex, motion.mean_A, motion.largest_A, self.consensus.map.pixel_size_A)
-        path = latent_path(model.latents, 0, REPORT_FRAMES)
-        stages = self.manifest.record["stages"]
-        kept = {kind: self.manifest.results(kind) for kind in ("rigid", "flex")}
-        history = dict(zip(HISTORY, model.history.T, strict=True))
-        notes = [
-            f"{kind}: the solver stopped at max_iterations before its tolerance; more iterations may improve the maps"
-            for kind in kept
-            if not kept[kind]["converged"]
-        ]
-        if not kept["flex"]["bfactor_A2"]:
-            notes.append(f"the maps are not sharpened: {kept['flex']['sharpening']}")
-        if Calibration.load(self.folder / "prep.npz").sign < 0:
-            notes.append("the particles are darker than the background; their contrast was inverted")
-        data = ReportData(
-            title="Flexible refinement",
-            job_folder=str(self.folder),
-            particles=tuple(int((self.consensus.halves == half).sum()) for half in (1, 2)),  # type: ignore[arg-type]
-            stages=[Stage(name, stage["seconds"], stage["peak_MiB"]) for name, stage in stages.items()],
-            consensus_map=self.consensus.map,
-            mask=self.mask,
-            mesh=model.mesh,
-            latents=model.latents,
-            latent_std=model.latent_std,
-            motion_A=motion.volume,
-            rigid=rigid,
-            flex=flex,
-            rigid_map=read_volume(self.folder / "rigid_class001.mrc"),
-            flex_map=read_volume(self.folder / "flex_class001.mrc"),
-            rigid_bfactor_A2=kept["rigid"]["bfactor_A2"],
-            flex_bfactor_A2=kept["flex"]["bfactor_A2"],
-            frames=list(frames(model, model.map, path)),
-            frame_latents=path[:, 0],
-            training_limit_A=2 * model.map.pixel_size_A / self.parameters.train.band_end,
-            learning=history,
-            parameters=asdict(self.parameters),
-            versions=versions(),
-            motion_mean_A=motion.mean_A,
-            notes=notes,
-        )
-        write_report(data, self.folder)
-        return summary
-
-    @property
-    def seed(self) -> int:
-        return self.parameters.run.seed
 
     def clean(self) -> None:
         """Drop the particle caches; they are made again where a later run needs them."""
-        shutil.rmtree(self.cache_folder, ignore_errors=True)
+        self.group.barrier()  # of the last to read them
+        if self.group.is_first:
+            shutil.rmtree(self.cache_folder, ignore_errors=True)
 
 
-def summary_lines(
-    rigid: FscCurves, flex: FscCurves, mean_motion_A: float, largest_motion_A: float, pixel_size_A: float
-) -> tuple[str, ...]:
-    """Resolution without and with motion, and how far things move, one line each."""
-    lines = [
-        f"{'':24}{'rigid':>22}{'flex':>22}",
-        *(
-            f"resolution at FSC {level:<6}{rigid.resolution_text(level):>22}{flex.resolution_text(level):>22}"
-            for level in (0.143, 0.5)
-        ),
-        f"{'mean corrected FSC':24}{rigid.corrected[1:].mean():>22.3f}{flex.corrected[1:].mean():>22.3f}",
-        f"motion: {mean_motion_A:.1f} A on average over the molecule, {largest_motion_A:.1f} A where it is largest"
-        f" (root mean square over the particles; a voxel is {pixel_size_A:.2f} A)",
-    ]
-    return tuple(lines)
-
-
-def refine(consensus: Consensus, parameters: RefineParameters, folder: Path, events: Events) -> RefineResult:
-    """All stages. Raises InputProblems for bad input and StopRequested when the host asks for a stop."""
-    run = Refinement(consensus, parameters, folder, events)
+def refine(
+    consensus: Consensus, parameters: RefineParameters, folder: Path, events: Events, group: Group | None = None
+) -> RefineResult:
+    """All stages, by all ranks of `group`, with the same result on each. Raises InputProblems for bad input and
+    StopRequested when the host asks for a stop."""
+    run = Refinement(consensus, parameters, folder, events, group)
     model = run.model
     rigid = run.half_maps("rigid", None)
     flex = run.half_maps("flex", model)

@@ -236,12 +236,18 @@ class GenerateParameters:
 
 @dataclass(frozen=True)
 class RunParameters:
-    """How the job runs; none of these changes what is computed, but for the seed."""
+    """How the job runs; none of these changes what is computed, but for the seed (and tf32, by rounding)."""
 
     config: str = parameter(
         "", help="YAML file with values for any parameter; flags win over it", tier="main", file=True
     )
-    threads: int = parameter(1, help="CPU threads", bounds=(1, 1024))
+    threads: int = parameter(1, help="CPU threads, shared by the processes that the job starts", bounds=(1, 1024))
+    devices: str = parameter(
+        "", help="GPUs such as 0,1, or cpu, or cpu:2 for two CPU processes; empty for all visible GPUs, else the CPU"
+    )
+    tf32: bool = parameter(
+        False, help="Let a GPU multiply with 10-bit mantissas where that does not show in a map; the CPU never does"
+    )
     seed: int = parameter(0, help="Seed of everything random", bounds=(0, 2**31 - 1))
     restart: bool = parameter(False, help="Begin anew in a job directory that holds earlier work")
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.consensus import Consensus
+from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.generate import frames, latent_path
 from flex_job.manifest import Manifest, file_hash
@@ -30,7 +31,7 @@ from job_specs.parameters import PrepParameters
 __all__ = ["generate", "reconstruct"]
 
 
-def reconstruct(request: Request, problems: list[str], events: Events) -> None:
+def reconstruct(request: Request, problems: list[str], events: Events, group: Group) -> None:
     """Half-maps, with and without the motion of a trained model, its FSCs and report.
 
     Particles, map and mask that are not given are those that the model was trained on, prepared in the same way.
@@ -42,11 +43,12 @@ def reconstruct(request: Request, problems: list[str], events: Events) -> None:
     request = _as_trained(request, model)
     columns = _latent_columns(request.inputs.get("particles"), model.latents.shape[1])
     consensus = checked_consensus(request, [*problems, *found], columns)
-    run = Refinement(consensus, request.parameters, request.folder, events)
+    run = Refinement(consensus, request.parameters, request.folder, events, group)
     run.use_model(_with_latents_of(consensus, model), file_hash(request.inputs["model"]))
     rigid = run.half_maps("rigid", None)
     flex = run.half_maps("flex", run.model)
-    write_fsc_star(request.folder / "fsc.star", rigid, flex)
+    if group.is_first:
+        write_fsc_star(request.folder / "fsc.star", rigid, flex)
     for line in (*run.report(rigid, flex), f"report: {request.folder / 'report.html'}"):
         events.message(line)
     run.clean()

@@ -38,11 +38,12 @@ NODE_TYPES: dict[str, tuple[int, str, str]] = {
 class RelionJob:
     """A job directory while its job runs: a context that takes signals and watches for RELION's Abort.
 
-    `folder` is created when missing. Raises OSError from `__enter__` where the folder cannot be written.
+    `folder` is created when missing. Raises OSError from `__enter__` where the folder cannot be written. Of several
+    processes at one job only the `first` touches the exit files.
     """
 
-    def __init__(self, folder: Path, poll_seconds: float = 1.0) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, poll_seconds: float = 1.0, *, first: bool = True) -> None:
+        self.folder, self.first = folder, first
         self.signal_name = ""
         self._poll_seconds = poll_seconds
         self._next_poll = 0.0
@@ -51,9 +52,10 @@ class RelionJob:
 
     def __enter__(self) -> RelionJob:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # RELION clears these before it starts a job, a scheduler's requeue does not
-        for name in (*(_exit_file(status) for status in EXIT_CODES), *ABORT_FILES):
-            (self.folder / name).unlink(missing_ok=True)
+        if self.first:
+            # RELION clears these before it starts a job, a scheduler's requeue does not
+            for name in (*(_exit_file(status) for status in EXIT_CODES), *ABORT_FILES):
+                (self.folder / name).unlink(missing_ok=True)
         probe = self.folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -77,19 +79,23 @@ class RelionJob:
 
     @property
     def aborted(self) -> bool:
-        """Whether RELION's (or ccpem-pipeliner's) Abort button was pressed; looks at the disk once a second."""
-        now = time.monotonic()
-        if not self._abort_seen and now >= self._next_poll:
-            self._next_poll = now + self._poll_seconds
-            self._abort_seen = any((self.folder / name).exists() for name in ABORT_FILES)
+        """Whether RELION's (or ccpem-pipeliner's) Abort button was pressed."""
+        self._abort_seen = self._abort_seen or any((self.folder / name).exists() for name in ABORT_FILES)
         return self._abort_seen
 
     def should_stop(self) -> bool:
-        """Whether the work should be checkpointed and ended: abort file, TERM, USR1 or Ctrl-C."""
-        return bool(self.signal_name) or self.aborted
+        """Whether the work should be checkpointed and ended: TERM, USR1, Ctrl-C, or Abort; for that it looks at the
+        disk once a second."""
+        now = time.monotonic()
+        if self.signal_name or now < self._next_poll:
+            return bool(self.signal_name) or self._abort_seen
+        self._next_poll = now + self._poll_seconds
+        return self.aborted
 
     def finish(self, status: str) -> int:
         """Leave the exit file of `status` (a key of EXIT_CODES) as the only one; returns the exit code."""
+        if not self.first:
+            return EXIT_CODES[status]
         for other in EXIT_CODES:
             if other != status:
                 (self.folder / _exit_file(other)).unlink(missing_ok=True)
@@ -97,6 +103,11 @@ class RelionJob:
         for name in ABORT_FILES:
             (self.folder / name).unlink(missing_ok=True)
         return EXIT_CODES[status]
+
+    @property
+    def finished(self) -> bool:
+        """Whether an exit file is there."""
+        return any((self.folder / _exit_file(status)).exists() for status in EXIT_CODES)
 
 
 def _exit_file(status: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.manifest import Manifest
 from flex_job.refine import Refinement, refine
@@ -14,32 +15,35 @@ from job_specs.parameters import names_in
 __all__ = ["work"]
 
 
-def work(request: Request, problems: list[str], events: Events) -> None:
+def work(request: Request, problems: list[str], events: Events, group: Group) -> None:
     """Do what `request` asks. `problems` already found are told together with those of the input files.
+
+    All ranks of `group` work, its first writes the files.
 
     Raises InputProblems before any work when there is one, StopRequested when the host asked for a stop.
     """
     if request.job.name == "generate":
-        generate(request, problems, events)
+        group.first_does(lambda: generate(request, problems, events))
         return
     if request.job.name == "reconstruct":
-        reconstruct(request, problems, events)
+        reconstruct(request, problems, events, group)
     else:
-        _from_consensus(request, problems, events)
-    # a later job finds its input files here
-    Manifest(request.folder).describe(read={kind: str(path) for kind, path in request.inputs.items()})
+        _from_consensus(request, problems, events, group)
+    if group.is_first:  # a later job finds its input files here
+        Manifest(request.folder).describe(read={kind: str(path) for kind, path in request.inputs.items()})
 
 
-def _from_consensus(request: Request, problems: list[str], events: Events) -> None:
+def _from_consensus(request: Request, problems: list[str], events: Events, group: Group) -> None:
     """refine, or the part of its chain that prep, mesh or train stand for."""
     columns = names_in(request.parameters.train.latent_columns)
     consensus = checked_consensus(request, problems, columns)
     if request.job.name == "refine":
-        result = refine(consensus, request.parameters, request.folder, events)
-        write_fsc_star(request.folder / "fsc.star", result.rigid, result.flex)
+        result = refine(consensus, request.parameters, request.folder, events, group)
+        if group.is_first:
+            write_fsc_star(request.folder / "fsc.star", result.rigid, result.flex)
         model, summary = result.model, result.summary
     else:
-        run = Refinement(consensus, request.parameters, request.folder, events)
+        run = Refinement(consensus, request.parameters, request.folder, events, group)
         if request.job.name == "prep":
             stack, _ = run.training_particles
             events.message(f"{len(stack)} particles of {stack.box} px and {stack.pixel_size_A:.3f} A in {stack.path}")
@@ -49,7 +53,9 @@ def _from_consensus(request: Request, problems: list[str], events: Events) -> No
             return
         model, summary = run.model, ()
         run.clean()
-    write_particles(request.inputs["particles"], request.folder / "particles.star", model.latents, model.latent_std)
+    if group.is_first:
+        path = request.folder / "particles.star"
+        write_particles(request.inputs["particles"], path, model.latents, model.latent_std)
     for line in summary:
         events.message(line)
     if request.job.name == "refine":

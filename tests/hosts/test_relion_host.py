@@ -35,7 +35,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Work], None]:
     """Put a stand-in where the work of a job is done."""
 
     def put(work: Work) -> None:
-        monkeypatch.setattr("integration.relion.work.work", work)
+        monkeypatch.setattr("integration.relion.work.work", lambda *arguments: work(*arguments[:3]))
 
     return put
 
@@ -62,6 +62,51 @@ def test_success(tmp_path: Path, engine: Callable[[Work], None], capsys: pytest.
     assert "one line of progress" in shown.out
     assert shown.err == ""
     assert "one line of progress" in (folder / LOG_FILE).read_text()
+
+
+def test_other_processes_of_a_job_keep_quiet(
+    tmp_path: Path,
+    engine: Callable[[Work], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "RELION_JOB_EXIT_ABORTED").touch()
+    (tmp_path / "RELION_JOB_ABORT_NOW").touch()
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    engine(nothing)
+    assert start(tmp_path) == 0
+    assert sorted(tmp_path.iterdir()) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_process_that_cannot_tell_the_first_tells_the_user(
+    tmp_path: Path,
+    engine: Callable[[Work], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(request: Request, problems: list[str], events: Events) -> None:
+        raise OSError(5, "Input/output error", "particles.mrcs")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    engine(fail)
+    assert start(tmp_path) == 1
+    assert exit_files(tmp_path) == []
+    assert "rank 1: [Errno 5]" in capsys.readouterr().err
+    assert "Traceback" in (tmp_path / "flex_rank1.log").read_text()
+
+
+@pytest.mark.parametrize("devices, expected", [("gpu", "expected numbers of GPUs"), ("17", "'17' was given")])
+def test_devices_that_are_not_there_are_told_with_all_else(
+    tmp_path: Path, engine: Callable[[Work], None], devices: str, expected: str
+) -> None:
+    seen: list[str] = []
+    engine(lambda request, problems, events: seen.extend(problems))
+    start(tmp_path, devices=devices)
+    assert any(expected in line for line in seen), seen
 
 
 def test_exit_files_of_an_earlier_run_are_gone_while_the_job_runs(
@@ -122,7 +167,7 @@ def test_a_config_file_that_is_none(text: str, tmp_path: Path, capsys: pytest.Ca
     [
         (InputProblems(["the stack is short", "the mask is empty"]), ["2 problems", "stack is short", "mask is empty"]),
         (OSError(errno.ENOSPC, "No space left on device", "cache.f16"), ["disk is full", "cache.f16", "Continue"]),
-        (MemoryError(), ["out of memory", "--training_box"]),
+        (MemoryError(), ["memory ran out", "training_box"]),
         (ValueError("box 3 is odd"), ["box 3 is odd", LOG_FILE]),
         (KeyError("oops"), ["unexpected KeyError", LOG_FILE]),
         (KeyboardInterrupt(), ["interrupted", "Continue"]),
@@ -210,6 +255,7 @@ def test_the_disk_is_looked_at_once_a_second_only(tmp_path: Path) -> None:
         assert not host.should_stop()
         (tmp_path / "RELION_JOB_ABORT_NOW").touch()
         assert not host.should_stop()
+        assert host.aborted  # another process of the job may have seen it first
     with RelionJob(tmp_path, poll_seconds=0) as host:
         assert not host.should_stop()
         (tmp_path / "RELION_JOB_ABORT_NOW").touch()
