@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := demo_project
 
-.PHONY: install demo test lint format types bench science docs clean
+.PHONY: install demo test lint format types bench bench-cryodrgn science docs clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,10 @@ types: $(INSTALLED)
 # ratios and times on this machine; never part of the tests
 bench: $(INSTALLED)
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# side by side with cryoDRGN on the same particles, in an environment of its own; about half an hour
+bench-cryodrgn: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/against_cryodrgn.py --pip-flags="$(PIP_FLAGS)"
 
 # the figures of README and docs on larger data; minutes to hours
 science: $(INSTALLED)

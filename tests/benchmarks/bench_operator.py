@@ -1,66 +1,67 @@
-"""The operator's kernels against plain torch, in one run: ns per voxel and core, and ratios. Run by `make bench`."""
+"""The operator's kernels: ns per voxel and core, against plain and compiled torch, against this machine's limits.
+
+Run by `make bench`. Two to three minutes on two cores, most of it plain torch.
+"""
 
 from __future__ import annotations
 
 import os
-import time
+import shutil
 from collections.abc import Callable
 
-import numba
-import numpy as np
+import ceilings
 import torch
-from scipy.spatial import Delaunay
-from scipy.spatial.transform import Rotation
+from clock import cores, fastest, use_threads
+from synthetic import Scene, scene
 
-from flex_job.mesh import TetMesh
-from flex_job.operator import VoxelDomain, adjoint, derivative, project, reference, voxel_domain
-from flex_job.volume import Volume
+from flex_job.operator import Operator, VoxelDomain, make_operator
+from flex_job.operator.reference import ReferenceOperator
 
-BOX, RADIUS, IMAGES, REFERENCE_IMAGES = 128, 29, 64, 16
-
-
-def ball_mesh(rng: np.random.Generator) -> TetMesh:
-    """About 900 vertices in a ball that holds about 100,000 voxels of 1 A."""
-    directions = rng.normal(size=(900, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    points = directions * 1.3 * RADIUS * rng.uniform(size=(900, 1)) ** (1 / 3)
-    cells = Delaunay(points).simplices.astype(np.int32)
-    corners = points[cells]
-    volume = np.linalg.det(corners[:, 1:] - corners[:, :1])
-    cells[volume < 0] = cells[volume < 0][:, [1, 0, 2, 3]]
-    cells = cells[np.abs(volume) > 1e-3 * np.median(np.abs(volume))]
-    ones = np.ones(len(cells), np.float32)
-    return TetMesh(points, cells, ones, np.ones(len(points), np.float32), np.zeros(len(cells), np.int32))
+BOX, RADIUS, VERTICES, IMAGES, TORCH_IMAGES = 128, 29, 900, 64, 8
+# Accesses to the four rows of a footprint, per voxel: (additions to an image, reads of an image).
+ROWS = {
+    "forward": (1, 0),
+    "adjoint to map": (0, 1),
+    "adjoint to map and mesh": (0, 1),
+    "derivative, K = 1": (2, 0),
+    "derivative, K = 4": (5, 0),
+}
 
 
-def fastest(call: Callable[[], object], repeats: int = 5) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def kernels(operator: Operator, at: Scene, images: torch.Tensor) -> dict[str, Callable[[], object]]:
+    return {
+        "forward": lambda: operator.project(at.values, at.q, at.box),
+        "adjoint to map": lambda: operator.adjoint(images, at.q),
+        "adjoint to map and mesh": lambda: operator.adjoint(images, at.q, at.values),
+        "derivative, K = 1": lambda: operator.derivative(at.values, at.q, at.dq[:, :1].contiguous(), at.box),
+        "derivative, K = 4": lambda: operator.derivative(at.values, at.q, at.dq, at.box),
+    }
 
 
-Projector = Callable[[VoxelDomain, torch.Tensor, torch.Tensor, int], torch.Tensor]
+# -- the same in torch ------------------------------------------------------------------------------------------------
+
+Projector = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def scatter_by_pixel(domain: VoxelDomain, values: torch.Tensor, q: torch.Tensor, box: int) -> torch.Tensor:
-    """The same projection as the formula reads, one scatter_add for each of the sixteen pixels of a footprint."""
-    vertices, weights = domain.weights()
-    corners, shares = torch.from_numpy(vertices).long(), torch.from_numpy(weights).to(q)
-    p = torch.zeros(len(q), len(values), 2)
-    for k in range(4):
-        p = p + shares[:, k, None] * q[:, corners[:, k]]
-    whole = p.detach().floor()
-    images = torch.zeros(len(q), box * box)
-    for j in range(-1, 3):
-        for i in range(-1, 3):
-            x, y = whole[..., 0] + i, whole[..., 1] + j
-            kernel = b_spline(p[..., 0] - x) * b_spline(p[..., 1] - y)
-            images = images.scatter_add(1, (y * box + x).long(), values * kernel)
-    return images.view(len(q), box, box)
+def scatter_by_pixel(domain: VoxelDomain, box: int) -> Projector:
+    """The projection as the formula reads, one scatter_add for each of the sixteen pixels of a footprint."""
+    vertices, weights = (torch.from_numpy(table) for table in domain.weights())
+    corners, shares = vertices.long(), weights.float()
+
+    def project(values: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        p = torch.zeros(len(q), len(values), 2)
+        for k in range(4):
+            p = p + shares[:, k, None] * q[:, corners[:, k]]
+        whole = p.detach().floor()
+        images = torch.zeros(len(q), box * box)
+        for j in range(-1, 3):
+            for i in range(-1, 3):
+                x, y = whole[..., 0] + i, whole[..., 1] + j
+                kernel = b_spline(p[..., 0] - x) * b_spline(p[..., 1] - y)
+                images = images.scatter_add(1, (y * box + x).long(), values * kernel)
+        return images.view(len(q), box, box)
+
+    return project
 
 
 def b_spline(t: torch.Tensor) -> torch.Tensor:
@@ -69,51 +70,81 @@ def b_spline(t: torch.Tensor) -> torch.Tensor:
     return torch.where(a < 1, 2 / 3 - a**2 + a**3 / 2, (2 - a).clamp(min=0) ** 3 / 6)
 
 
-def forward_and_adjoint(project: Projector, domain: VoxelDomain, values: torch.Tensor, q: torch.Tensor) -> None:
+def forward_and_adjoint(project: Projector, values: torch.Tensor, q: torch.Tensor) -> None:
     values, q = values.clone().requires_grad_(), q.clone().requires_grad_()
-    project(domain, values, q, BOX).square().sum().backward()
+    project(values, q).square().sum().backward()
+
+
+def in_torch(domain: VoxelDomain) -> dict[str, Projector]:
+    by_pixel, reference = scatter_by_pixel(domain, BOX), ReferenceOperator(domain)
+    found: dict[str, Projector] = {
+        "torch, a scatter_add per pixel": by_pixel,
+        "torch, one index_add": lambda values, q: reference.project(values, q, BOX),
+    }
+    if shutil.which(os.environ.get("CXX", "g++")):
+        torch.compiler.reset()
+        found["torch.compile of a scatter_add per pixel"] = torch.compile(by_pixel, dynamic=False)
+    else:
+        print("torch.compile is left out: it needs a C++ compiler (g++, or CXX)")
+    return found
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def print_kernels(at: Scene, threads: int) -> dict[str, float]:
+    """Times on so many threads beside the ceilings on as many; returns ns per voxel and core."""
+    limits = ceilings.measure(threads)
+    use_threads(threads)
+    operator = make_operator(at.domain)
+    unit = 1e9 * threads / len(at.q) / len(at.domain)
+    images = operator.project(at.values, at.q, at.box)
+    found = {name: unit * fastest(call) for name, call in kernels(operator, at, images).items()}
+    print(f"\n{threads} threads: copy {limits.copy_GBps:.1f} GB/s, {limits.gflops:.0f} GFLOP/s (matrix product)")
+    print(f"{'':26}{'ns per voxel and core':>22}{'row accesses alone':>20}{'% of that limit':>17}")
+    for name, value in found.items():
+        added, read = ROWS[name]
+        least = added * limits.update_ns + read * limits.read_ns
+        print(f"{name:26}{value:22.1f}{least:20.1f}{100 * least / value:17.0f}")
+    return found
+
+
+def print_torch(at: Scene, ours: dict[str, float], threads: int) -> None:
+    use_threads(threads)
+    some = at.first(TORCH_IMAGES)
+    unit = 1e9 * threads / TORCH_IMAGES / len(at.domain)
+    both = ours["forward"] + ours["adjoint to map and mesh"]
+    print(f"\n{'':44}{'forward':>9}{'ratio':>7}{'and adjoint':>13}{'ratio':>7}")
+    for name, project in in_torch(at.domain).items():
+        forward = unit * fastest(lambda: project(some.values, some.q), 2)  # noqa: B023
+        whole = unit * fastest(lambda: forward_and_adjoint(project, some.values, some.q), 2)  # noqa: B023
+        print(f"{name:44}{forward:9.0f}{forward / ours['forward']:7.0f}{whole:13.0f}{whole / both:7.0f}", flush=True)
+
+
+def print_agreement(at: Scene) -> None:
+    """Root mean square difference over root mean square: float32 to float64, and float64 to plain torch in float64."""
+    some = at.first(4)
+    operator, reference = make_operator(at.domain), ReferenceOperator(at.domain)
+    images = operator.project(some.values, some.q, BOX)
+
+    def results(of: Operator, dtype: torch.dtype) -> list[torch.Tensor]:
+        s = some.to(dtype)
+        to_values, to_q = of.adjoint(images.to(dtype), s.q, s.values)
+        assert to_q is not None
+        return [of.project(s.values, s.q, BOX), to_values, to_q, of.derivative(s.values, s.q, s.dq, BOX)[1]]
+
+    kinds = results(operator, torch.float32), results(operator, torch.float64), results(reference, torch.float64)
+    print("\nrelative difference (rms)     float32 - float64    float64 - torch float64")
+    for name, a, b, c in zip(("forward", "to map", "to mesh", "derivative"), *kinds, strict=True):
+        print(f"{name:26}{(a - b).norm() / b.norm():21.1e}{(b - c).norm() / c.norm():27.1e}")
 
 
 def main() -> None:
-    cores = min(2, len(os.sched_getaffinity(0)))
-    numba.set_num_threads(cores)
-    torch.set_num_threads(cores)
-    rng = np.random.default_rng(0)
-    mesh = ball_mesh(rng)
-    index = np.indices((BOX,) * 3) - BOX // 2
-    domain = voxel_domain(mesh, Volume(((index**2).sum(0) < RADIUS**2).astype(np.float32), 1.0))
-    rotations = Rotation.random(IMAGES, random_state=1).as_matrix()[:, :2]
-    moved = mesh.vertices_A + 0.5 * rng.normal(size=(IMAGES, *mesh.vertices_A.shape))
-    q = (np.einsum("bij,bvj->bvi", rotations, moved) + BOX // 2).astype(np.float32)
-    values = rng.normal(size=len(domain)).astype(np.float32)
-    images = project(domain, values, q, BOX)
-    dq = rng.normal(size=(IMAGES, 4, *q.shape[1:])).astype(np.float32)
-    print(f"{len(domain)} voxels, {len(domain.vertices)} cells, {BOX} px, {IMAGES} images, {cores} cores")
-
-    unit = 1e9 * cores / IMAGES / len(domain)
-    kernels: dict[str, Callable[[], object]] = {
-        "forward": lambda: project(domain, values, q, BOX),
-        "adjoint to map": lambda: adjoint(domain, images, q),
-        "adjoint to map and mesh": lambda: adjoint(domain, images, q, values),
-        "derivative, K = 1": lambda: derivative(domain, values, q, dq[:, :1], BOX),
-        "derivative, K = 4": lambda: derivative(domain, values, q, dq, BOX),
-    }
-    seconds = {name: fastest(call) for name, call in kernels.items()}
-    for name, value in seconds.items():
-        print(f"{name:22}{value * unit:8.1f} ns per voxel and core")
-
-    some_values, some_q = torch.from_numpy(values), torch.from_numpy(q[:REFERENCE_IMAGES])
-    ours = seconds["forward"] + seconds["adjoint to map and mesh"]
-    scale = IMAGES / REFERENCE_IMAGES
-    written: dict[str, Projector] = {
-        "plain torch, a scatter_add per pixel": scatter_by_pixel,
-        "plain torch, one index_add (the tests' reference)": reference.project,
-    }
-    for name, call in written.items():
-        forward = scale * fastest(lambda call=call: call(domain, some_values, some_q, BOX), 2)  # type: ignore[misc]
-        both = scale * fastest(lambda call=call: forward_and_adjoint(call, domain, some_values, some_q), 2)  # type: ignore[misc]
-        print(f"{name}: forward {forward * unit:.0f}, forward and adjoint {both * unit:.0f} ns per voxel and core")
-        print(f"    ratio, forward: {forward / seconds['forward']:.0f}; forward and adjoint: {both / ours:.0f}")
+    at = scene(BOX, RADIUS, VERTICES, IMAGES, 4)
+    print(f"{len(at.domain)} voxels, {len(at.domain.vertices)} cells, {BOX} px, {IMAGES} images, float32")
+    for threads in sorted({1, cores()}):
+        print_torch(at, print_kernels(at, threads), threads)
+    print_agreement(at)
 
 
 if __name__ == "__main__":
