@@ -182,7 +182,10 @@ class Started:
         return self.said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+LONGER = pytest.mark.science  # more of the same: not in every run of the tests
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=LONGER), 1])
 def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(project: Path, alone: Path, rank: int) -> None:
     folder = f"killed{rank}"
     job = Started(project, "train", folder, "epoch 2/8")
@@ -205,7 +208,7 @@ def test_a_rank_killed_in_its_half(project: Path, alone: Path) -> None:
     assert max(largest_difference(job.folder, alone).values()) < 1e-3
 
 
-@pytest.mark.parametrize("whom", ["launcher", "first", "second"])
+@pytest.mark.parametrize("whom", ["launcher", pytest.param("first", marks=LONGER), "second"])
 def test_a_stop_asked_of_any_process_saves_and_goes_on(project: Path, alone: Path, whom: str) -> None:
     folder = f"term_{whom}"
     job = Started(project, "train", folder, "epoch 2/8")
