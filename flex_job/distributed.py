@@ -217,8 +217,15 @@ class Group:
             return solve(1, self), solve(2, self)
         if self._half is None:
             self._half = self.split(self.rank % 2)
-        half = self.rank % 2 + 1
-        mine = solve(half, self._half)
+        mine: Any = None
+        stopped = False
+        try:
+            mine = solve(self.rank % 2 + 1, self._half)
+        except StopRequested:
+            stopped = True
+        # One half may end before it hears that the other was stopped: they meet here, and stop together.
+        if self.any(stopped):
+            raise StopRequested
         first, second = (self._from(rank, mine) for rank in (0, 1))
         return first, second
 
