@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flex_job.volume import Volume
 
-__all__ = ["centred_window", "crop_half_plane", "fourier_resize", "low_pass", "radius_half_plane"]
-
-
-def radius_half_plane(box: int) -> torch.Tensor:
-    """|k| in index units (1 = one wave per box) on the rfft2 half plane (box, box // 2 + 1)."""
-    ky = torch.fft.fftfreq(box, 1 / box)
-    kx = torch.arange(box // 2 + 1, dtype=ky.dtype)
-    return torch.hypot(ky[:, None], kx[None])
-
-
-def crop_half_plane(transform: torch.Tensor, box: int) -> torch.Tensor:
-    """The low frequencies (..., box, box // 2 + 1) of an rfft2 half plane; box even and not above the present."""
-    half = box // 2
-    rows = torch.cat([transform[..., :half, : half + 1], transform[..., -half:, : half + 1]], dim=-2)
-    return rows
+__all__ = ["centred_window", "fourier_resize", "low_pass"]
 
 
 def centred_window(images: NDArray[np.float32], box: int) -> NDArray[np.float32]:

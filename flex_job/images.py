@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.consensus import Consensus
+from flex_job.records import read_into
 from flex_job.stack_header import StackHeader, open_stack, parse_header, read_header
 
 __all__ = ["ImageReader", "read_header", "stack_problems"]
@@ -211,14 +212,9 @@ def _runs(after: NDArray[np.bool_]) -> list[slice]:
 
 
 def _read_at(descriptor: int, offset: int, count: int) -> NDArray[np.uint8]:
-    """`count` bytes at `offset`, fewer at the end of the file: one request may give less than was asked for."""
-    buffer, held = bytearray(count), 0
-    while held < count:
-        got = os.preadv(descriptor, [memoryview(buffer)[held:]], offset + held)
-        if not got:
-            break
-        held += got
-    return np.frombuffer(buffer, np.uint8)[:held]
+    """`count` bytes at `offset`, fewer at the end of the file."""
+    buffer = bytearray(count)
+    return np.frombuffer(buffer, np.uint8)[: read_into(descriptor, memoryview(buffer), offset)]
 
 
 def _convert(image: NDArray[np.generic], into: NDArray[np.float32]) -> None:

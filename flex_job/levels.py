@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flex_job.fourier import fourier_resize, low_pass
 from flex_job.imaging import ImageModel
 from flex_job.mesh import TetMesh
-from flex_job.operator import MASK_LEVEL, VoxelDomain, make_operator, voxel_domain
+from flex_job.operator import MASK_LEVEL, Operator, VoxelDomain, make_operator, voxel_domain
 from flex_job.particles import ParticleStack
 from flex_job.volume import Volume
 from job_specs.parameters import TrainParameters
@@ -52,32 +53,47 @@ class Levels:
     def __init__(self, stack: ParticleStack, mesh: TetMesh, mask: Volume, device: torch.device, *, tf32: bool) -> None:
         """`mask` at the stack's box."""
         self.stack, self.mesh, self.mask, self.device, self.tf32 = stack, mesh, mask, device, tf32
-        self._domains: dict[int, VoxelDomain] = {}
+        self._operators: dict[int, Operator] = {}
+
+    def model(self, fraction: float) -> ImageModel:
+        """Images up to a fraction of Nyquist, on the coarsest grid that carries it, of all voxels of the mask."""
+        return self._model(self._operator(march_box(self.stack.box, fraction)), fraction)
+
+    def values(self, density: Volume, fraction: float) -> NDArray[np.float32]:
+        """`density` (at the stack's box), band-limited, at the voxels of `model`."""
+        stack = self.stack
+        box = march_box(stack.box, fraction)
+        cut = fraction * stack.box / 2 / stack.extent_A
+        return self.domain(box).gather(fourier_resize(low_pass(density, cut), box).data)
+
+    def level(self, density: Volume, fraction: float) -> Level:
+        """The model with `density` on it, of the voxels that carry more than FAINT of the largest density.
+
+        The others, nine in ten at a low band, change the coefficients by a few per cent, and the motion that follows
+        from them by less.
+        """
+        values = self.values(density, fraction)
+        keep = np.abs(values) > FAINT * np.abs(values).max()
+        domain = self.domain(march_box(self.stack.box, fraction)).subset(keep)
+        model = self._model(make_operator(domain, self.device, tf32=self.tf32), fraction)
+        return Level(model, torch.from_numpy(values[keep]).to(self.device))
 
     def domain(self, box: int) -> VoxelDomain:
         """All voxels of the mask at that box."""
-        if box not in self._domains:
-            self._domains[box] = voxel_domain(self.mesh, fourier_resize(self.mask, box), MASK_LEVEL)
-        return self._domains[box]
+        return self._operator(box).domain
 
-    def level(self, density: Volume, fraction: float, *, whole: bool = False) -> Level:
-        """The coarsest grid that carries a fraction of Nyquist, with `density` (at the stack's box) on it.
+    def _operator(self, box: int) -> Operator:
+        if box not in self._operators:
+            domain = voxel_domain(self.mesh, fourier_resize(self.mask, box), MASK_LEVEL)
+            self._operators[box] = make_operator(domain, self.device, tf32=self.tf32)
+        return self._operators[box]
 
-        Without `whole` voxels of hardly any density are left out: they move nothing that the images could show.
-        """
-        stack = self.stack
-        box = march_box(stack.box, fraction)
-        domain = self.domain(box)
-        cut = fraction * stack.box / 2 / stack.extent_A
-        values = domain.gather(fourier_resize(low_pass(density, cut), box).data)
-        if not whole:
-            keep = np.abs(values) > FAINT * np.abs(values).max()
-            domain, values = domain.subset(keep), values[keep]
-        model = ImageModel(
-            make_operator(domain, self.device, tf32=self.tf32),
+    def _model(self, operator: Operator, fraction: float) -> ImageModel:
+        stack, box = self.stack, operator.domain.box
+        return ImageModel(
+            operator,
             box,
             stack.band(min(fraction, box / stack.box)),
             stack_box=stack.box,
             stack_pixel_size_A=stack.pixel_size_A,
         )
-        return Level(model, torch.from_numpy(values).to(self.device))

@@ -19,7 +19,7 @@ from flex_job.distributed import Group
 from flex_job.elastic import soft_modes
 from flex_job.events import Events
 from flex_job.imaging import ImageModel
-from flex_job.latents import normal_equations
+from flex_job.latents import normal_equations, posterior_covariance
 from flex_job.mesh import TetMesh
 from flex_job.particles import Batch, ParticleStack
 
@@ -107,7 +107,7 @@ def linear_start(
     batches = group.batches(np.arange(n), batch_size)
     for batch in stack.batches(group.checked(batches, events), model.band):
         hessian, gradient = equations(batch, fields)
-        posterior = torch.cholesky_inverse(torch.linalg.cholesky(hessian + torch.eye(latent_dims)))
+        posterior = posterior_covariance(hessian)
         latents[batch.index] = (posterior @ gradient[..., None])[..., 0]
         covariance[batch.index] = posterior
     for rows in (latents, covariance):

@@ -102,11 +102,10 @@ class ParticleStack:
         device = band.radius.device
         on_host = torch.from_numpy(packed)
         data = on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
-        noise = torch.from_numpy(self.noise).to(device)[:, band.shells.clamp(max=self.box // 2)]
-        groups = torch.from_numpy(self.optics_index[index].astype(np.int64)).to(device)
+        noise = torch.from_numpy(self.noise[self.optics_index[index]]).to(device)
         transfer = ctf_at(self.ctf, index, band.ky, band.kx, self.pixel_sizes_A[index] * self.box)
         transfer *= torch.from_numpy(self.scale[index]).to(device)[:, None]
-        transfer *= (1 / noise)[groups]
+        transfer /= noise[:, band.shells.clamp(max=self.box // 2)]
         return Batch(
             index=index,
             data=torch.view_as_complex(data.float()),

@@ -111,10 +111,8 @@ def _batches(n: int, batch_size: int, group: Group, events: Events) -> Iterator[
     """This rank's particles in batches. All ranks look together whether to stop, equally often."""
     first, last = _share(n, group)
     longest = max(group.gathered(last - first))
-    for start in range(first, first + longest, batch_size):
-        group.check_stop(events)
-        if start < last:
-            yield np.arange(start, min(start + batch_size, last))
+    starts = range(first, first + longest, batch_size)
+    yield from group.checked((np.arange(start, min(start + batch_size, last)) for start in starts), events)
 
 
 def _bad_images(consensus: Consensus, bad: list[int]) -> str:

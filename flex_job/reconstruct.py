@@ -23,8 +23,6 @@ from job_specs.parameters import ReconstructParameters
 
 __all__ = ["HalfMaps", "reconstruct"]
 
-BATCH_PIXELS = 4_000_000  # pixels in a batch's images, so that memory does not grow with the box
-
 
 @dataclass(frozen=True)
 class HalfMaps:
@@ -45,13 +43,13 @@ def reconstruct(
     checkpoint: Path | None = None,
     group: Group | None = None,
     tf32: bool = False,
-    batch_size: int = 0,
+    batch_size: int = 200,
 ) -> HalfMaps:
     """Both half-maps at the stack's box, from zero, in the voxels where the mask `support` holds more than a trace.
 
     With `model` through its flow at its latents; without, rigid: the same solver and the same voxels. A checkpoint is
     written after every iteration, in a file per half named after `checkpoint`. The ranks of `group` share the work and
-    all get both maps.
+    all get both maps. `batch_size` particles go at a time: see `memory`.
     """
     group = group or Group()
     device = group.device
@@ -74,8 +72,6 @@ def reconstruct(
         positions = moved_vertices(image_model, rest)
     else:
         positions = moved_vertices(image_model, rest, model.flow.to(device), model.latents)
-
-    batch_size = batch_size or int(np.clip(BATCH_PIXELS // image_model.fine**2, 8, 500))
 
     def solve_half(half: int, those: Group) -> tuple[NDArray[np.float32], int, bool]:
         index = np.flatnonzero(stack.halves == half)

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["read_records"]
+__all__ = ["read_into", "read_records"]
+
+
+def read_into(descriptor: int, buffer: memoryview, place: int) -> int:
+    """Fill `buffer` with the bytes from `place` on; returns how many, fewer only at the end of the file. One request to
+    the system may give less than was asked for."""
+    held = os.preadv(descriptor, [buffer], place)
+    while held < len(buffer):
+        more = os.preadv(descriptor, [buffer[held:]], place + held)
+        if not more:
+            break
+        held += more
+    return held
 
 
 def read_records(
@@ -33,16 +45,11 @@ def read_records(
             for place in places:
                 os.posix_fadvise(descriptor, place, size, os.POSIX_FADV_WILLNEED)
         for number, place in enumerate(places):
-            row = rows[number * size : (number + 1) * size]
-            held = os.preadv(descriptor, [row], place)
-            while held < size:
-                more = os.preadv(descriptor, [row[held:]], place + held)
-                if not more:
-                    raise ValueError(
-                        f"{path}: {os.fstat(descriptor).st_size} bytes, record {index[number]} of {stride} bytes is "
-                        "not whole; delete the file, it is made again"
-                    )
-                held += more
+            if read_into(descriptor, rows[number * size : (number + 1) * size], place) < size:
+                raise ValueError(
+                    f"{path}: {os.fstat(descriptor).st_size} bytes, record {index[number]} of {stride} bytes is "
+                    "not whole; delete the file, it is made again"
+                )
     finally:
         os.close(descriptor)
     return np.frombuffer(buffer, dtype).reshape(shapes)

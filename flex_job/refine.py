@@ -266,7 +266,8 @@ class Refinement:
         key = key_of(kind, self.train_key if model else self.inputs_key, self.full_box, self.mesh_key, asdict(p))
         names = [HALF_MAPS.format(kind, half) for half in (1, 2)]
         if self._is_due(kind, key):
-            plan = self.memory_plan(model.mesh if model else None)
+            known: FlexModel | None = vars(self).get("model")  # trained or given, not made for the plan's sake
+            plan = self.memory_plan(known.mesh if known else None)
             stack, support = self.full_particles, fourier_resize(self.mask, self.full_box)
             with self._stage(kind, key, [*names, f"{kind}_class001.mrc"]) as results:
                 checkpoint = self.folder / f"checkpoint_{kind}_{key}.pt"

@@ -6,9 +6,10 @@ import numba
 import numpy as np
 import torch
 
+from flex_job.operator.cpu_kernels import FAST
+
 __all__ = ["CompiledRigidity"]
 
-FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 BLOCK = 256  # cells at a time: they stay in the first-level cache, and LLVM sees that their rows do not overlap
 NEWTON_STEPS = 5
 

@@ -254,7 +254,7 @@ class Trainer:
 
     def solve_map(self) -> None:
         """Solve for the canonical map at the present band limit, latents and flow fixed."""
-        model = self.levels.level(self.map, band_limit(self.parameters, self.epoch), whole=True).model
+        model = self.levels.model(band_limit(self.parameters, self.epoch))
         positions = moved_vertices(model, self.vertices, self.flow, self.latents)
         self.map = canonical_map(self.stack, model, positions, self.events, self.group, self.micro_batch)
 

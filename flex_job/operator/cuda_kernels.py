@@ -65,6 +65,17 @@ def _product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _block(shares, cell, n, BLOCK: tl.constexpr):
+    """This program's voxels (BLOCK,), which of them exist, their shares (BLOCK, 4), and where their corners' x is."""
+    v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    known = v < n
+    k = tl.arange(0, 4)[None, :]
+    here = tl.load(shares + v[:, None] * 4 + k, mask=known[:, None], other=0)
+    of_cell = tl.load(cell + v, mask=known, other=0)[:, None] * 8 + k
+    return v, known, here, of_cell
+
+
+@triton.jit
 def _footprint(place, here, box):
     """Positions (BLOCK,) and the rectangle of pixels that the block touches (empty if none).
 
@@ -129,11 +140,7 @@ def project_kernel(
     BLOCK: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the voxels to `images` (b, box, box): patch = Wy^T (value Wx), a matrix product over the block's voxels."""
-    v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    known = v < n
-    k = tl.arange(0, 4)[None, :]
-    here = tl.load(shares + v[:, None] * 4 + k, mask=known[:, None], other=0)
-    of_cell = tl.load(cell + v, mask=known, other=0)[:, None] * 8 + k
+    v, known, here, of_cell = _block(shares, cell, n, BLOCK)
     value = tl.load(values + v, mask=known, other=0) / 0.5625
     along = tl.arange(0, P)
     nothing = tl.zeros((P, P), value.dtype)
@@ -157,11 +164,7 @@ def derivative_kernel(
     BLOCK: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `project_kernel`, and for each of `steps` (b, k, c, 8): slope = Wy^T (value dx Wx') + Wy'^T (value dy Wx)."""
-    v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    known = v < n
-    k = tl.arange(0, 4)[None, :]
-    here = tl.load(shares + v[:, None] * 4 + k, mask=known[:, None], other=0)
-    of_cell = tl.load(cell + v, mask=known, other=0)[:, None] * 8 + k
+    v, known, here, of_cell = _block(shares, cell, n, BLOCK)
     value = tl.load(values + v, mask=known, other=0) / 0.5625
     along = tl.arange(0, P)
     nothing = tl.zeros((P, P), value.dtype)
@@ -198,12 +201,7 @@ def adjoint_kernel(
 
     The block's cells are `cells[first[block]:first[block + 1]]`, and `rank` (n,) is a voxel's place among them.
     """
-    block = tl.program_id(0)
-    v = block * BLOCK + tl.arange(0, BLOCK)
-    known = v < n
-    k = tl.arange(0, 4)[None, :]
-    here = tl.load(shares + v[:, None] * 4 + k, mask=known[:, None], other=0)
-    of_cell = tl.load(cell + v, mask=known, other=0)[:, None] * 8 + k
+    v, known, here, of_cell = _block(shares, cell, n, BLOCK)
     along = tl.arange(0, P)
     nothing = tl.zeros((BLOCK, P), here.dtype)
     to_values = tl.zeros((BLOCK,), here.dtype)
@@ -229,8 +227,8 @@ def adjoint_kernel(
         if WITH_Q:
             value = tl.load(values + v, mask=known, other=0) / 0.5625
             _add_to_corners(
-                value * to_x, value * to_y, shares, rank, first, cells, grad_corners + image * size, v, known, block,
-                PRECISION,
+                value * to_x, value * to_y, shares, rank, first, cells, grad_corners + image * size, v, known,
+                tl.program_id(0), PRECISION,
             )  # fmt: skip
     tl.store(partial + tl.program_id(1).to(tl.int64) * n + v, to_values / 0.5625, mask=known)
 

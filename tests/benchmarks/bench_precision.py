@@ -77,15 +77,21 @@ def _weight(t, k):
     return (4 - 6 * d * d + 3 * d * d * d) / 6 if d < 1 else (2 - d) ** 3 / 6
 
 
+@numba.njit(inline="always")
+def _position(q, corners, shares):
+    x, y = np.float32(0), np.float32(0)
+    for k in range(4):
+        x += shares[k] * q[corners[k], 0]
+        y += shares[k] * q[corners[k], 1]
+    return x, y
+
+
 @numba.njit(parallel=True)
 def _project(values, q, corners, shares, images, drop):
     box = images.shape[1]
     for i in numba.prange(len(q)):
         for v in range(len(values)):
-            px, py = np.float32(0), np.float32(0)
-            for k in range(4):
-                px += shares[v, k] * q[i, corners[v, k], 0]
-                py += shares[v, k] * q[i, corners[v, k], 1]
+            px, py = _position(q[i], corners[v], shares[v])
             if not (px >= 1 and py >= 1 and px < box - 2 and py < box - 2):
                 continue
             x, y = int(px), int(py)
@@ -101,10 +107,7 @@ def _adjoint(images, q, corners, shares, out, drop):
     for t in numba.prange(len(out)):
         for i in range(t, len(q), len(out)):
             for v in range(len(corners)):
-                px, py = np.float32(0), np.float32(0)
-                for k in range(4):
-                    px += shares[v, k] * q[i, corners[v, k], 0]
-                    py += shares[v, k] * q[i, corners[v, k], 1]
+                px, py = _position(q[i], corners[v], shares[v])
                 if not (px >= 1 and py >= 1 and px < box - 2 and py < box - 2):
                     continue
                 x, y = int(px), int(py)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from dataclasses import dataclass
-from math import ceil, pi
+from math import pi
 
-from flex_job.levels import BAND_OF_BOX, band_limit
+from flex_job.canonical_map import ITERATIONS
+from flex_job.levels import band_limit, march_box
 from flex_job.linear_start import MODES, SAMPLE
 from flex_job.memory import MOST_PARTICLES, MOST_PIXELS
-from flex_job.train import MAP_ITERATIONS
 from job_specs.parameters import ReconstructParameters, TrainParameters
 
 # -- rates ------------------------------------------------------------------------------------------------------------
@@ -108,11 +108,6 @@ class Machine:
     memory: float = 512e9  # bytes of the host that can hold the cache of particles
 
 
-def grid(fraction: float, box: int) -> int:
-    """As `Levels.box`."""
-    return min(box, max(16, 8 * ceil(fraction * box / BAND_OF_BOX / 8 - 1e-6)))
-
-
 def coefficients(limit: float) -> float:
     return pi / 2 * limit**2
 
@@ -149,7 +144,7 @@ class Work:
 def training(data: DataSet, p: TrainParameters) -> Work:
     """`Trainer` with a linear start, as `train` runs it."""
     work, full = Work(data, 1, p.batch, shared=True), data.training_box
-    low = grid(p.band_start, full)
+    low = march_box(full, p.band_start)
     work.read(p.band_start * full / 2, SAMPLE)
     work.draw("forward", low, SAMPLE, MODES + 6)
     work.read(p.band_start * full / 2)
@@ -157,7 +152,7 @@ def training(data: DataSet, p: TrainParameters) -> Work:
     for epoch in range(p.epochs + 1):  # one more for the last visits
         last = epoch == p.epochs
         band = p.band_end if last else band_limit(p, epoch)
-        box = grid(band, full)
+        box = march_box(full, band)
         work.read(band * full / 2)
         if epoch >= p.fixed_latent_epochs:
             work.draw("forward", box, None, data.latents)
@@ -170,7 +165,7 @@ def training(data: DataSet, p: TrainParameters) -> Work:
             work.draw("to_both", box)
         due = epoch + 1 - p.fixed_latent_epochs
         if last or (p.map_every and due >= 0 and due % p.map_every == 0 and epoch + 1 < p.epochs):
-            work.least_squares(box, band * full / 2, MAP_ITERATIONS)
+            work.least_squares(box, band * full / 2, ITERATIONS)
     return work
 
 

@@ -18,7 +18,7 @@ from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus, OpticsGroup
 from flex_job.ctf import ctf, ctf_parameters
 from flex_job.events import Events, StopRequested
-from flex_job.fourier import centred_window, fourier_resize, radius_half_plane
+from flex_job.fourier import centred_window, fourier_resize
 from flex_job.fsc import fsc_masked
 from flex_job.images import ImageReader
 from flex_job.imaging import ImageModel
@@ -109,7 +109,7 @@ def lowest_fsc(a: Volume, b: Volume, mask: Volume, up_to: float) -> float:
 
 def shell_means(values: torch.Tensor, box: int) -> NDArray[np.floating]:
     """Mean over shells 0 to box // 2 of values (b, box, box // 2 + 1)."""
-    shell = radius_half_plane(box).round().long().numpy().ravel()
+    shell = np.hypot(np.fft.fftfreq(box, 1 / box)[:, None], np.arange(box // 2 + 1)).round().astype(int).ravel()
     mean = values.mean(0).numpy().ravel()
     return (np.bincount(shell, mean) / np.bincount(shell))[: box // 2 + 1]
 

@@ -88,6 +88,19 @@ def test_too_high_a_band_for_a_box_is_refused() -> None:
     assert len(Band.below(8.0).flat_index(16)) == len(Band.below(8.0))
 
 
+def test_a_wave_has_the_same_coefficient_at_every_box() -> None:
+    """What a larger image's transform holds below the limit is the smaller image's, in its place."""
+    band = Band.below(8.0)
+    at = (band.ky == -2) & (band.kx == 3)
+    packed = []
+    for box in (16, 24):
+        row, column = np.indices((box, box)) - box // 2
+        wave = torch.from_numpy(np.cos(2 * np.pi * (3 * column - 2 * row) / box))
+        packed.append(band.pack(torch.fft.rfft2(torch.fft.ifftshift(wave), norm="forward")))
+    torch.testing.assert_close(packed[0], packed[1])
+    assert float(packed[0][at].abs()) == pytest.approx(2**-0.5) and float(packed[0][~at].abs().max()) < 1e-12
+
+
 # -- pack and spread ---------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from flex_job.band import Band
 from flex_job.flow import FlowGenerator
-from flex_job.fourier import centred_window, crop_half_plane, fourier_resize, low_pass, radius_half_plane
+from flex_job.fourier import centred_window, fourier_resize, low_pass
 from flex_job.generate import frames, latent_path
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
@@ -214,18 +214,6 @@ def test_low_pass_keeps_what_is_below_and_drops_what_is_above(box: int) -> None:
     at = np.abs(radius - cut) < 0.002 * cut
     assert not at.any() or np.abs(after[at] / before[at] - 0.5).max() < 0.05
     assert filtered.data.mean() == pytest.approx(volume.data.mean(), abs=1e-6)
-
-
-def test_half_plane_crop_keeps_low_frequencies_in_place() -> None:
-    row, column = np.indices((24, 24)) - 12
-    wave = torch.from_numpy(np.cos(2 * np.pi * (3 * column - 2 * row) / 24))
-    small_row, small_column = np.indices((16, 16)) - 8
-    small = torch.from_numpy(np.cos(2 * np.pi * (3 * small_column - 2 * small_row) / 16))
-    full = crop_half_plane(torch.fft.rfft2(torch.fft.ifftshift(wave)), 16) * 16**2 / 24**2
-    expected = torch.fft.rfft2(torch.fft.ifftshift(small))
-    assert float((full - expected).abs().max()) < 1e-9
-    radius = radius_half_plane(16)
-    assert radius.shape == (16, 9) and float(radius[0, 8]) == 8 and float(radius[-3, 4]) == 5
 
 
 @pytest.mark.parametrize("n, box", [(8, 12), (9, 12), (12, 8), (13, 8), (12, 9), (9, 13), (10, 10)])

@@ -59,6 +59,11 @@ def full(world) -> Level:  # type: ignore[no-untyped-def]
     return Level(model, torch.from_numpy(domain.gather(band_limited.data)))
 
 
+def whole_level(levels: Levels, density: Volume, fraction: float) -> Level:
+    """The density at all voxels of the mask, on the model that the canonical map is solved for with."""
+    return Level(levels.model(fraction), torch.from_numpy(levels.values(density, fraction)))
+
+
 def predicted(world, level: Level, sign: float = 1.0) -> torch.Tensor:  # type: ignore[no-untyped-def]
     """Coefficients of all particles, moved as they are (or, for a control, backwards)."""
     batch = world.stack.batch(np.arange(len(world.stack)), level.model.band)
@@ -112,7 +117,7 @@ def test_box_is_the_smallest_that_carries_the_band(world, full_box: int) -> None
 def test_a_coarse_level_predicts_the_coefficients_of_the_full_one(world, levels: Levels, full: Level) -> None:  # type: ignore[no-untyped-def]
     """Half the box, an eighth of the voxels. What is left is the spline's error near 0.8 of the coarse Nyquist, 8 % at
     the most (see test_oversampling_improves_the_operator_at_every_frequency), and, of the motion, the voxels' size."""
-    coarse = levels.level(world.density, FRACTION, whole=True)
+    coarse = whole_level(levels, world.density, FRACTION)
     assert coarse.model.box == BOX // 2 and len(coarse.values) == (BOX // 2) ** 3
     band = coarse.model.band
     assert len(band) == len(full.model.band) == len(world.stack.band(FRACTION))
@@ -126,7 +131,7 @@ def test_a_coarse_level_predicts_the_coefficients_of_the_full_one(world, levels:
     # Negative controls: the motion turned round, and the density mirrored.
     assert relative(predicted(world, coarse, sign=-1.0), expected) > 0.2
     mirrored = Volume(np.ascontiguousarray(world.density.data[:, :, ::-1]), world.density.pixel_size_A)
-    assert relative(predicted(world, levels.level(mirrored, FRACTION, whole=True)), expected) > 0.2
+    assert relative(predicted(world, whole_level(levels, mirrored, FRACTION)), expected) > 0.2
 
 
 def test_latents_found_on_a_coarse_level_are_those_of_the_full_grid(world, levels: Levels, full: Level) -> None:  # type: ignore[no-untyped-def]
@@ -145,9 +150,9 @@ def test_latents_found_on_a_coarse_level_are_those_of_the_full_grid(world, level
 # -- voxels ------------------------------------------------------------------------------------------------------
 
 
-def test_whole_keeps_all_voxels_of_the_mask_and_else_the_faint_ones_go(world, full: Level) -> None:  # type: ignore[no-untyped-def]
+def test_the_model_has_all_voxels_of_the_mask_and_a_level_drops_the_faint_ones(world, full: Level) -> None:  # type: ignore[no-untyped-def]
     levels = levels_of(world, world.support)
-    whole = levels.level(world.density, FRACTION, whole=True)
+    whole = whole_level(levels, world.density, FRACTION)
     part = levels.level(world.density, FRACTION)
     resized = fourier_resize(world.support, whole.model.box)
     assert len(whole.values) == len(whole.model.domain) == int((resized.data > MASK_LEVEL).sum())
@@ -164,7 +169,7 @@ def test_whole_keeps_all_voxels_of_the_mask_and_else_the_faint_ones_go(world, fu
 
 def test_the_highest_level_is_the_stacks_own_grid(world) -> None:  # type: ignore[no-untyped-def]
     levels = levels_of(world, world.support)
-    level = levels.level(world.density, 1.0, whole=True)
+    level = whole_level(levels, world.density, 1.0)
     assert level.model.box == BOX and len(level.model.band) == len(world.stack.band())
     assert np.array_equal(level.model.domain.flat_index, world.domain.flat_index)
     torch.testing.assert_close(level.values, world.values, atol=0.02 * float(world.values.max()), rtol=0)
