@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from flex_job.consensus import Consensus
 from flex_job.problems import InputProblems
+from integration.common.parameters import space_problem
 from integration.relion.read import read_consensus
-from integration.relion.request import Request, space_problem
+from integration.relion.request import Request
 
 __all__ = ["checked_consensus"]
 
@@ -31,7 +32,7 @@ def checked_consensus(request: Request, problems: Sequence[str], latent_columns:
         except InputProblems as error:
             found += error.messages
     if consensus is not None:
-        space = space_problem(request, len(consensus), consensus.map.box)
+        space = space_problem(request.folder, parameters, len(consensus), consensus.map.box)
         found += [space] if space else []
     if found or consensus is None:
         raise InputProblems(

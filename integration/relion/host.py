@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
+from integration.common.signals import StopSignals
 from job_specs.jobs import Output
 
 __all__ = ["EXIT_CODES", "RelionJob", "relion_version", "requeue_expected", "write_nodes"]
@@ -23,7 +23,6 @@ __all__ = ["EXIT_CODES", "RelionJob", "relion_version", "requeue_expected", "wri
 EXIT_CODES = {"SUCCESS": 0, "FAILURE": 1, "ABORTED": 2}
 ABORT_FILES = ("RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW")
 NODES_FILE = "RELION_OUTPUT_NODES.star"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 # output kind -> (integer of 3.1, label of 4.0, label of 5.0); kinds that RELION has no node for are not listed
 NODE_TYPES: dict[str, tuple[int, str, str]] = {
@@ -44,11 +43,10 @@ class RelionJob:
 
     def __init__(self, folder: Path, poll_seconds: float = 1.0, *, first: bool = True) -> None:
         self.folder, self.first = folder, first
-        self.signal_name = ""
         self._poll_seconds = poll_seconds
         self._next_poll = 0.0
         self._abort_seen = False
-        self._previous: dict[int, object] = {}
+        self._signals = StopSignals()
 
     def __enter__(self) -> RelionJob:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,23 +57,18 @@ class RelionJob:
         probe = self.folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
-        for number in STOP_SIGNALS:
-            try:
-                self._previous[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
-                break
+        self._signals.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._signals.__exit__(kind, error, where)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name:
-            raise KeyboardInterrupt  # the second Ctrl-C means now
-        self.signal_name = signal.Signals(number).name
+    @property
+    def signal_name(self) -> str:
+        """The signal that asked for a stop, or nothing."""
+        return self._signals.name
 
     @property
     def aborted(self) -> bool:

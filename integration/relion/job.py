@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flex_job.launch import Place, chosen_devices, place_of, wanted_devices
+from flex_job.launch import Place, place_of
+from integration.common.log import JobLog, explain, log_file
+from integration.common.process import devices_of, limit_threads
+from integration.common.ranks import describe, run_ranks
 from integration.relion.host import RelionJob, relion_version, requeue_expected, write_nodes
-from integration.relion.ranks import describe, run_ranks
 from integration.relion.request import Request, read_request
 
 __all__ = ["run"]
 
-LOG_FILE = "flex.log"
-LOGGERS = ("flex_job", "integration", "py.warnings")
 ALONE = ("mesh", "generate")  # jobs that several processes would not speed up
 log = logging.getLogger("integration.relion")
 log.addHandler(logging.NullHandler())  # outside a job, nothing falls through to logging's own stderr
@@ -39,7 +38,7 @@ def run(job: str, options: Mapping[str, str]) -> int:
         return RelionJob(folder).finish("FAILURE")
     rank = place.rank if place else 0
     try:
-        with RelionJob(folder, first=rank == 0) as host, _Log(folder, rank):
+        with RelionJob(folder, first=rank == 0) as host, JobLog(folder, rank):
             return _run_in(host, place, job, options)
     except OSError as error:
         _complain(
@@ -53,8 +52,8 @@ def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str
     group = None
     try:
         request, problems = read_request(job, options)
-        _limit_threads(request.parameters.run.threads)
-        devices = _devices(request, problems)
+        limit_threads(request.parameters.run.threads)
+        devices = devices_of(request.parameters.run.devices, problems)
         if place is None and len(devices) > 1 and not problems and job not in ALONE:
             return _in_local_ranks(host, request, options, devices)
         from flex_job.distributed import Group, RankLost
@@ -81,7 +80,7 @@ def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str
             return host.finish("FAILURE")
     except (Exception, KeyboardInterrupt) as error:
         log.error("%s failed", job, exc_info=True)
-        text = _explain(error, host.folder / _log_file(place.rank if place else 0))
+        text = explain(error, host.folder / log_file(place.rank if place else 0))
         if host.first:
             _complain(job, text)
         elif group is None or not group.tell_failure(text):
@@ -90,21 +89,6 @@ def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str
     if host.first:
         _say(f"Done: {host.folder}")
     return host.finish("SUCCESS")
-
-
-def _devices(request: Request, problems: list[str]) -> list[str]:
-    """The devices of this machine that the job is to use, one per process; what is wrong goes to `problems`."""
-    text, gpus = request.parameters.run.devices, 0
-    try:
-        named = wanted_devices(text)
-        if named is None or named[0] != "cpu":
-            import torch
-
-            gpus = torch.cuda.device_count()
-        return chosen_devices(text, gpus)
-    except ValueError as error:
-        problems.append(str(error))
-        return ["cpu"]
 
 
 def _in_local_ranks(host: RelionJob, request: Request, options: Mapping[str, str], devices: list[str]) -> int:
@@ -142,21 +126,6 @@ def _finish_nodes(request: Request) -> None:
     write_nodes(folder, request.job.outputs, relion_version(folder))
 
 
-def _limit_threads(threads: int) -> None:
-    """Keep every library to `threads`. Environment variables count only before the first import."""
-    # Waiting threads sleep: on a core shared with another job spinning costs half the speed (measured).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is told once, in our words
-    for module, variable in (("numpy", "OPENBLAS_NUM_THREADS"), ("torch", "OMP_NUM_THREADS")):
-        if module not in sys.modules:
-            os.environ[variable] = str(threads)
-    import numba
-    import torch
-
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-
-
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")  # in one piece, for other processes may write there as well
     sys.stdout.flush()
@@ -166,57 +135,3 @@ def _say(line: str) -> None:
 def _complain(job: str, text: str) -> None:
     print(f"flex-job {job}: {text}", file=sys.stderr, flush=True)
     log.error(text)
-
-
-def _explain(error: BaseException, log_file: Path) -> str:
-    """What to tell the user; the traceback is in the log."""
-    from flex_job.memory import out_of_memory_hint
-    from flex_job.problems import InputProblems
-
-    if isinstance(error, InputProblems):
-        return str(error)
-    where = f"details are in {log_file}"
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; press Continue to resume"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.filename or log_file.parent}); free some space and press Continue to resume"
-    hint = out_of_memory_hint(error)
-    if hint:
-        return f"{hint}; {where}"
-    if isinstance(error, (ValueError, OSError)):
-        return f"{error}; {where}"
-    return f"unexpected {type(error).__name__}: {error}; {where}"
-
-
-def _log_file(rank: int) -> str:
-    return f"flex_rank{rank}.log" if rank else LOG_FILE
-
-
-class _Log:
-    """The log file of a job while it runs; what cannot be written to it (a full disk) is dropped, not raised.
-
-    Ranks other than the first log to a file of their own what went wrong, and make none when all went well.
-    """
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._handler = logging.FileHandler(folder / _log_file(rank), encoding="utf-8", delay=rank > 0)
-        if rank > 0:
-            self._handler.setLevel(logging.ERROR)
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._handler.handleError = lambda record: None  # type: ignore[method-assign]
-
-    def __enter__(self) -> None:
-        logging.captureWarnings(True)
-        for name in LOGGERS:
-            logger = logging.getLogger(name)
-            logger.addHandler(self._handler)
-            logger.setLevel(logging.INFO)
-            logger.propagate = False
-
-    def __exit__(self, *error: object) -> None:
-        logging.captureWarnings(False)
-        for name in LOGGERS:
-            logger = logging.getLogger(name)
-            logger.removeHandler(self._handler)
-            logger.propagate = True
-        self._handler.close()

@@ -12,8 +12,9 @@ import pytest
 
 from flex_job.events import Events, StopRequested
 from flex_job.problems import InputProblems
+from integration.common.log import LOG_FILE
 from integration.relion.host import RelionJob, relion_version, requeue_expected, write_nodes
-from integration.relion.job import LOG_FILE, run
+from integration.relion.job import run
 from integration.relion.request import Request
 from job_specs.jobs import JOBS
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import starfile
 
+from integration.common.parameters import space_problem
 from integration.relion.job import run
-from integration.relion.request import read_request, space_problem
+from integration.relion.request import read_request
 from job_specs.jobs import JOBS
 
 QUICK = {"latent_dims": "1", "epochs": "2", "tetra_cells": "6", "max_iterations": "3", "map_every": "0"}
@@ -144,9 +145,9 @@ def test_a_job_says_when_the_disk_is_too_small(monkeypatch: pytest.MonkeyPatch) 
     request, problems = read_request("refine", {"o": "External", "in_parts": PARTICLES})
     assert problems == []
     Path("External").mkdir(exist_ok=True)
-    assert space_problem(request, 120, 24) is None
+    assert space_problem(request.folder, request.parameters, 120, 24) is None
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
-    assert "MiB are needed" in str(space_problem(request, 1_000_000, 256))
+    assert "MiB are needed" in str(space_problem(request.folder, request.parameters, 1_000_000, 256))
     elsewhere = replace(request.parameters.prep, scratch="Particles")
     request = replace(request, parameters=replace(request.parameters, prep=elsewhere))
-    assert str(space_problem(request, 1_000_000, 256)).startswith("Particles: ")
+    assert str(space_problem(request.folder, request.parameters, 1_000_000, 256)).startswith("Particles: ")
