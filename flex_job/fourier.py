@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flex_job.volume import Volume
@@ -26,23 +27,27 @@ def fourier_resize(volume: Volume, box: int) -> Volume:
     """The same density sampled on `box` voxels of the same extent: cropped or padded in Fourier space, mean kept."""
     if box == volume.box:
         return volume
-    spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume.data)))
     n, keep = volume.box, min(box, volume.box)
-    out = np.zeros((box,) * 3, dtype=complex)
     # An even box holds its Nyquist frequency on one side only, so it cannot be copied symmetrically: leave it out.
     inner = keep // 2 - (keep % 2 == 0)
-    into = slice(box // 2 - inner, box // 2 + inner + 1)
-    take = slice(n // 2 - inner, n // 2 + inner + 1)
-    out[into, into, into] = spectrum[take, take, take]
-    data = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(out)).real) * (box / n) ** 3
-    return Volume(data.astype(np.float32), volume.pixel_size_A * n / box)
+    spectrum = torch.fft.rfftn(torch.fft.ifftshift(torch.from_numpy(volume.data)))
+    out = torch.zeros((box, box, box // 2 + 1), dtype=spectrum.dtype)
+    halves = [
+        (slice(0, inner + 1), slice(0, inner + 1)),
+        (slice(box - inner, box), slice(n - inner, n)),
+    ]
+    for into_z, z in halves:
+        for into_y, y in halves:
+            out[into_z, into_y, : inner + 1] = spectrum[z, y, : inner + 1]
+    data = torch.fft.fftshift(torch.fft.irfftn(out, s=(box,) * 3)) * (box / n) ** 3
+    return Volume(data.numpy(), volume.pixel_size_A * n / box)
 
 
 def low_pass(volume: Volume, frequency_per_A: float) -> Volume:
     """Cosine-edged low-pass at `frequency_per_A`, the edge a tenth of it wide on either side."""
-    f = np.fft.fftfreq(volume.box, volume.pixel_size_A)
-    radius = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.abs(f[None, None, : volume.box // 2 + 1]) ** 2)
-    ramp = np.clip((radius / frequency_per_A - 0.9) / 0.2, 0, 1)
-    spectrum = np.fft.rfftn(volume.data) * (0.5 + 0.5 * np.cos(np.pi * ramp))
-    filtered = np.fft.irfftn(spectrum, s=volume.data.shape, axes=(0, 1, 2))
-    return Volume(filtered.astype(np.float32), volume.pixel_size_A)
+    n = volume.box
+    f = torch.fft.fftfreq(n, volume.pixel_size_A)
+    square = f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None, : n // 2 + 1] ** 2
+    ramp = ((square.sqrt() / frequency_per_A - 0.9) / 0.2).clamp(0, 1)
+    spectrum = torch.fft.rfftn(torch.from_numpy(volume.data)) * (0.5 + 0.5 * torch.cos(torch.pi * ramp))
+    return Volume(torch.fft.irfftn(spectrum, s=(n, n, n)).numpy(), volume.pixel_size_A)

@@ -64,7 +64,7 @@ class Levels:
         stack = self.stack
         box = march_box(stack.box, fraction)
         cut = fraction * stack.box / 2 / stack.extent_A
-        return self.domain(box).gather(fourier_resize(low_pass(density, cut), box).data)
+        return self.domain(box).gather(low_pass(fourier_resize(density, box), cut).data)
 
     def level(self, density: Volume, fraction: float) -> Level:
         """The model with `density` on it, of the voxels that carry more than FAINT of the largest density.

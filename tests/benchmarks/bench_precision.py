@@ -10,7 +10,7 @@ agrees with the truth, and its agreement with the truth is the same. float8 (4 b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numba
@@ -181,6 +181,9 @@ class Data:
     def batch(self, index: NDArray[np.int64], band: Band) -> Batch:
         w = self.whole
         return Batch(index, w.data[index], w.transfer[index], w.projections[index], w.origins_px[index])
+
+    def batches(self, indices: Iterable[NDArray[np.int64]], band: Band) -> Iterator[Batch]:
+        return (self.batch(index, band) for index in indices)
 
     def model(self, operator: Operator) -> ImageModel:
         return ImageModel(operator, BOX, self.band, stack_box=BOX, stack_pixel_size_A=PIXEL_A, oversampling=2)
