@@ -16,7 +16,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from flex_job.operator.footprints import add_rows, combine_rows
+from flex_job.operator.footprints import add_product, add_rows, read_product, read_rows
 from flex_job.operator.lanes import LANES, load, load_rows, split, store, store_rows, total, where
 
 __all__ = ["BLOCK", "FAST", "adjoint", "adjoint_values", "barycentric", "derivative", "project", "spline"]
@@ -55,6 +55,19 @@ def _times(a, b):
 @_inline
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]
+
+
+@_inline
+def _sum(f, a, g, b):
+    return f * a[0] + g * b[0], f * a[1] + g * b[1], f * a[2] + g * b[2], f * a[3] + g * b[3]
+
+
+@_inline
+def _columns(h, rows):
+    """The four columns of a footprint, each summed over its rows with factors h."""
+    a, b, c, d = rows
+    first, second = _dot(h, (a[0], b[0], c[0], d[0])), _dot(h, (a[1], b[1], c[1], d[1]))
+    return first, second, _dot(h, (a[2], b[2], c[2], d[2])), _dot(h, (a[3], b[3], c[3], d[3]))
 
 
 @_inline
@@ -104,7 +117,7 @@ def _deposit(values, begin, end, place, tx, ty, pitch, work):
     for v in range(begin, end):
         at = (v - begin) * LANES
         h = _times(values[v], spline(load(ty, at)))
-        add_rows(work, pitch, load(place, at), (spline(load(tx, at)),), (h,))
+        add_product(work, pitch, load(place, at), spline(load(tx, at)), h)
 
 
 @_kernel
@@ -117,6 +130,17 @@ def _move(dq, values, shares, start, vertices, first, last, dx, dy):
             at = (v - start[first]) * LANES
             store(dx, at, values[v] * x)
             store(dy, at, values[v] * y)
+
+
+@_inline
+def _deposit_slope(dx, dy, count, place, tx, ty, pitch, work):
+    for v in range(count):
+        at = v * LANES
+        p, x, y = load(place, at), load(tx, at), load(ty, at)
+        w, h = _times(load(dy, at), spline(x)), spline(y)
+        d, e = _times(load(dx, at), _spline_slope(x)), _spline_slope(y)
+        upper = _sum(h[0], d, e[0], w), _sum(h[1], d, e[1], w)
+        add_rows(work, pitch, p, (*upper, _sum(h[2], d, e[2], w), _sum(h[3], d, e[3], w)))
 
 
 @_inline
@@ -220,8 +244,8 @@ def adjoint_values(images, q, steps, shares, start, vertices, used, blocks, i0, 
             _locate(lanes, shares, start, vertices, first, last, box, pitch, place, tx, ty)
             for v in range(start[first], start[last]):
                 at = (v - start[first]) * LANES
-                columns = combine_rows(work, pitch, load(place, at), spline(load(ty, at)))
-                to_values[v] += total(_dot(spline(load(tx, at)), columns))
+                w, h = spline(load(tx, at)), spline(load(ty, at))
+                to_values[v] += total(read_product(work, pitch, load(place, at), w, h))
 
 
 @_kernel
@@ -240,9 +264,9 @@ def adjoint(values, images, q, steps, shares, start, vertices, used, blocks, i0,
             for v in range(start[first], start[last]):
                 at = (v - start[first]) * LANES
                 p, x, y = load(place, at), load(tx, at), load(ty, at)
-                w = spline(x)
-                # The four columns of the footprint, each summed over its rows with the spline and with its slope.
-                m, n = combine_rows(work, pitch, p, spline(y)), combine_rows(work, pitch, p, _spline_slope(y))
+                w = spline(x)  # before the rows, though needed after them: otherwise LLVM's order is a tenth slower
+                rows = read_rows(work, pitch, p)
+                m, n = _columns(spline(y), rows), _columns(_spline_slope(y), rows)
                 to_values[v] += total(_dot(w, m))
                 store(tx, at, values[v] * _dot(_spline_slope(x), m))
                 store(ty, at, values[v] * _dot(w, n))
@@ -271,11 +295,7 @@ def derivative(values, q, steps, dq, steps_dq, shares, start, vertices, used, bl
             _deposit(values, start[first], start[last], place, tx, ty, pitch, work)
             for k in range(directions):
                 _move(moves[k], values, shares, start, vertices, first, last, dx, dy)
-                for v in range(start[first], start[last]):
-                    at = (v - start[first]) * LANES
-                    x, y = load(tx, at), load(ty, at)
-                    by_x, by_y = _times(load(dx, at), spline(y)), _times(load(dy, at), _spline_slope(y))
-                    add_rows(slope[k], pitch, load(place, at), (_spline_slope(x), spline(x)), (by_x, by_y))
+                _deposit_slope(dx, dy, start[last] - start[first], place, tx, ty, pitch, slope[k])
         _copy_out(work, pitch, images[i : i + LANES])
         for k in range(directions):
             _copy_out(slope[k], pitch, slopes[i : i + LANES, k])

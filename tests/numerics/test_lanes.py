@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numba
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from flex_job.operator import VoxelDomain, cpu, cpu_kernels, rigid_domain, voxel_domain
 from flex_job.operator.cpu import CpuOperator
-from flex_job.operator.footprints import add_rows, combine_rows
+from flex_job.operator.footprints import add_product, add_rows, read_product, read_rows
 from flex_job.operator.lanes import LANES, load, load_rows, split, store, store_rows, total, where
 from flex_job.volume import Volume
 
@@ -57,15 +56,28 @@ def four(a):
 
 
 @numba.njit
-def adding(images, place, w, h, d, e):
-    add_rows(images, PITCH, load(place, 0), (four(w), four(d)), (four(h), four(e)))
+def reading(images, place, out):
+    a, b, c, d = read_rows(images, PITCH, load(place, 0))
+    for j, row in enumerate((a, b, c, d)):
+        store(out, (4 * j) * LANES, row[0])
+        store(out, (4 * j + 1) * LANES, row[1])
+        store(out, (4 * j + 2) * LANES, row[2])
+        store(out, (4 * j + 3) * LANES, row[3])
 
 
 @numba.njit
-def combining(images, place, h, out):
-    columns = combine_rows(images, PITCH, load(place, 0), four(h))
-    for i in range(4):
-        store(out, i * LANES, columns[0] if i == 0 else columns[1] if i == 1 else columns[2] if i == 2 else columns[3])
+def reading_product(images, place, w, h):
+    return total(read_product(images, PITCH, load(place, 0), four(w), four(h)))
+
+
+@numba.njit
+def adding(images, place, a, b, c, d):
+    add_rows(images, PITCH, load(place, 0), (four(a), four(b), four(c), four(d)))
+
+
+@numba.njit
+def adding_product(images, place, w, h):
+    add_product(images, PITCH, load(place, 0), four(w), four(h))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,33 +117,42 @@ def test_rows_are_read_and_written_where_they_are_and_nowhere_else(rows: int) ->
 
 
 def footprints(dtype: type) -> tuple[NDArray, NDArray, NDArray]:
-    """Images, first pixels (one at the very end of its image) and four numbers for each of four spline factors."""
+    """Images, first pixels (one at the very end of its image) and what to add there (row, column, lane)."""
     rng = np.random.default_rng(1)
     place = rng.integers(0, PIXELS - 3 * PITCH - 4, LANES).astype(np.int32)
     place[-1] = PIXELS - 3 * PITCH - 4
     return rng.normal(size=(LANES, PIXELS)).astype(dtype), place, rng.normal(size=(4, 4, LANES)).astype(dtype)
 
 
+def pixels_of(place: NDArray) -> tuple[NDArray, NDArray]:
+    """Lane and pixel (row, column, lane) of the footprints."""
+    j, i, lane = np.indices((4, 4, LANES))
+    return lane, place + j * PITCH + i
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_footprints_go_to_every_lanes_own_image(dtype: type) -> None:
-    images, place, (w, h, d, e) = footprints(dtype)
-    expected = images.copy()
-    for lane, j, i in product(range(LANES), range(4), range(4)):
-        expected[lane, place[lane] + j * PITCH + i] += h[j, lane] * w[i, lane] + e[j, lane] * d[i, lane]
+def test_rows_of_footprints_are_read_from_every_lanes_own_image(dtype: type) -> None:
+    images, place, (w, h, *_) = footprints(dtype)
+    out, pixels = np.zeros((4, 4, LANES), dtype), images[pixels_of(place)]
+    reading(images, place, out.reshape(-1))
+    assert np.array_equal(out, pixels)
+    expected = (h[:, None] * w * pixels).sum()
+    assert reading_product(images, place, w.ravel(), h.ravel()) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("product", [False, True])
+def test_rows_of_footprints_go_to_every_lanes_own_image(dtype: type, product: bool) -> None:
+    images, place, rows = footprints(dtype)
+    expected, (w, h) = images.copy(), rows[:2]
+    expected[pixels_of(place)] += h[:, None] * w if product else rows
     untouched = expected == images
-    adding(images, place, w.ravel(), h.ravel(), d.ravel(), e.ravel())
+    if product:
+        adding_product(images, place, w.ravel(), h.ravel())
+    else:
+        adding(images, place, *rows.reshape(4, -1))
     np.testing.assert_allclose(images, expected, atol=1e-6)
     assert np.array_equal(images[untouched], expected[untouched])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_columns_of_footprints_are_sums_over_their_rows(dtype: type) -> None:
-    images, place, (h, *_) = footprints(dtype)
-    out = np.zeros((4, LANES), dtype)
-    combining(images, place, h.ravel(), out.reshape(-1))
-    for lane, i in product(range(LANES), range(4)):
-        expected = sum(h[j, lane] * images[lane, place[lane] + j * PITCH + i] for j in range(4))
-        assert out[i, lane] == pytest.approx(expected, abs=1e-5)
 
 
 # -- the operator on the CPU -----------------------------------------------------------------------------------------
