@@ -27,10 +27,11 @@ FAINT = 0.02  # of the largest density
 
 
 def band_limit(parameters: TrainParameters, epoch: int) -> float:
-    """Band limit of an epoch, as a fraction of the stack's Nyquist: it rises linearly, then stays."""
+    """Band limit of an epoch, as a fraction of the stack's Nyquist: it rises by the same factor from epoch to epoch,
+    then stays. Of a linear rise most epochs would be near its end, where they cost most."""
     p = parameters
     rise = max(1.0, p.band_epochs * p.epochs)
-    return p.band_start + (p.band_end - p.band_start) * min(1.0, epoch / rise)
+    return p.band_end if epoch >= rise else p.band_start * (p.band_end / p.band_start) ** (epoch / rise)
 
 
 def march_box(full: int, fraction: float) -> int:
@@ -54,6 +55,8 @@ class Levels:
         """`mask` at the stack's box."""
         self.stack, self.mesh, self.mask, self.device, self.tf32 = stack, mesh, mask, device, tf32
         self._operators: dict[int, Operator] = {}
+        self._density: Volume | None = None
+        self._levels: dict[float, Level] = {}  # of that density
 
     def model(self, fraction: float) -> ImageModel:
         """Images up to a fraction of Nyquist, on the coarsest grid that carries it, of all voxels of the mask."""
@@ -72,6 +75,13 @@ class Levels:
         The others, nine in ten at a low band, change the coefficients by a few per cent, and the motion that follows
         from them by less.
         """
+        if density is not self._density:
+            self._density, self._levels = density, {}
+        if fraction not in self._levels:
+            self._levels[fraction] = self._level(density, fraction)
+        return self._levels[fraction]
+
+    def _level(self, density: Volume, fraction: float) -> Level:
         values = self.values(density, fraction)
         keep = np.abs(values) > FAINT * np.abs(values).max()
         domain = self.domain(march_box(self.stack.box, fraction)).subset(keep)
