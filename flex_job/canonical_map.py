@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.checkpoint import Checkpoint
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.fourier import fourier_resize
@@ -16,6 +17,7 @@ from flex_job.imaging import ImageModel
 from flex_job.particles import Batch, ParticleStack
 from flex_job.sharpen import fsc_weights
 from flex_job.solver import LeastSquares, solve
+from flex_job.solver_state import load_solver_state
 from flex_job.volume import Volume
 
 __all__ = ["canonical_map"]
@@ -30,18 +32,22 @@ def canonical_map(
     events: Events,
     group: Group,
     batch_size: int,
+    checkpoint: Checkpoint | None = None,
 ) -> Volume:
     """The map at the stack's box that explains the particles best in the model's band, with vertices at `positions`.
 
     Each half-set is solved for on its own, from zero; their mean is filtered by its signal-to-noise ratio as the
     halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow to
-    move towards that noise, and both final half-maps would then agree on it.
+    move towards that noise, and both final half-maps would then agree on it. Each half has its part of `checkpoint`.
     """
 
     def solve_half(half: int, group: Group) -> NDArray[np.float32]:
         index = np.flatnonzero(stack.halves == half)
         problem = LeastSquares(stack, index, model, positions, batch_size=batch_size, events=events, group=group)
-        return solve(problem, max_iterations=ITERATIONS, tolerance=1e-3).values.cpu().numpy()
+        of_half = checkpoint and checkpoint.part(f"half{half}")
+        state = load_solver_state(of_half, problem.voxels, group) if of_half else None
+        state = solve(problem, max_iterations=ITERATIONS, tolerance=1e-3, state=state, checkpoint=of_half)
+        return state.values.cpu().numpy()
 
     box = model.box
     halves = [model.domain.scatter(values) for values in group.both_halves(solve_half)]

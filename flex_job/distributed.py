@@ -175,7 +175,7 @@ class Group:
             events.check_stop()
             return
         told = self._told() if self.is_first else set()
-        stop, lost = self.total(float("stop" in told or events.should_stop()), float("failure" in told))
+        stop, lost = self.total(float("stop" in told or events.stop_wanted()), float("failure" in told))
         if lost:
             raise RankLost("another process of this job failed")
         if stop:

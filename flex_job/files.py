@@ -1,46 +1,59 @@
-"""Files that are whole or not there: written aside, synced, then renamed over what was there."""
+"""Files that are whole or not there: written aside, synced, then renamed over what was there. Standard library only."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from flex_job.distributed import Group
-
-__all__ = ["written_aside", "written_together"]
+__all__ = ["file_hash", "path_aside", "put_aside", "sync_folder", "written_aside"]
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends well and is gone when it does not."""
-    part = path.with_name(f".{path.name}.part")
+    with path_aside(path) as part, part.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def path_aside(path: Path, suffix: str = ".part") -> Iterator[Path]:
+    """As `written_aside`, for writers that want a path: what they leave there is renamed to `path`. `suffix` is for
+    those that also want it to end in a certain way."""
+    part = path.with_name(f".{path.name}{suffix}")
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
 
 
-@contextmanager
-def written_together(path: Path, group: Group) -> Iterator[BinaryIO]:
-    """As `written_aside`, for a file that all ranks of `group` see and each writes a part of, at its own place."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        group.first_does(lambda: part.write_bytes(b""))
-        with part.open("r+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        group.barrier()
-        group.first_does(lambda: os.replace(part, path))
-    except BaseException:
-        if group.is_first:
-            part.unlink(missing_ok=True)
-        raise
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on disk: a rename that was not synced may be lost with the power."""
+    with suppress(OSError):  # some network file systems cannot; they keep names in step by themselves
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file, so that it can be looked at and is not met again; returns its new path."""
+    damaged = path.with_name(f"{path.name}.damaged")
+    os.replace(path, damaged)
+    sync_folder(path.parent)
+    return damaged
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,7 @@ from flex_job.latents import normal_equations, posterior_covariance
 from flex_job.mesh import TetMesh
 from flex_job.particles import Batch, ParticleStack
 
-__all__ = ["LinearStart", "expectation_maximisation", "linear_start"]
+__all__ = ["LinearStart", "expectation_maximisation", "linear_latents", "linear_start"]
 
 MODES = 24
 SAMPLE = 4000
@@ -32,13 +32,10 @@ ITERATIONS = 40
 
 @dataclass(frozen=True)
 class LinearStart:
-    """`fields` (K, V, 3): displacement in angstroms per unit latent; `latents` (n, K) and `covariance` (n, K, K) of
-    their posterior; `spectrum` (m,): the part of the images' variance, in units of the noise, that each direction of
-    S explains, in falling order."""
+    """`fields` (K, V, 3): displacement in angstroms per unit latent; `spectrum` (m,): the part of the images' variance,
+    in units of the noise, that each direction of S explains, in falling order."""
 
-    fields: NDArray[np.float32]
-    latents: NDArray[np.float32]
-    covariance: NDArray[np.float32]
+    fields: torch.Tensor
     spectrum: NDArray[np.float64]
 
 
@@ -73,22 +70,15 @@ def linear_start(
     events: Events,
     group: Group | None = None,
 ) -> LinearStart:
-    """Fields and latents from the particles in the band of `model`; the ranks of `group` share the work."""
+    """Fields from SAMPLE particles in the band of `model`; the ranks of `group` share the work."""
     group = group or Group()
     device = model.operator.device
     modes = torch.from_numpy(soft_modes(mesh, MODES + 6)).to(device)
     vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32)).to(device)
-    n = len(stack)
-    sample = np.sort(np.random.default_rng(seed).permutation(n)[:SAMPLE])
-
-    def equations(batch: Batch, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        q, dq = model.positions(batch, vertices), model.directions(batch, directions)
-        hessian, gradient, _ = normal_equations(model, values, batch, q, dq)
-        return hessian.cpu(), gradient.cpu()
-
+    sample = np.sort(np.random.default_rng(seed).permutation(len(stack))[:SAMPLE])
     hessian_parts, gradient_parts = [torch.zeros(0, len(modes), len(modes))], [torch.zeros(0, len(modes))]
     for batch in stack.batches(group.checked(group.batches(sample, batch_size), events), model.band):
-        hessian, gradient = equations(batch, modes)
+        hessian, gradient = _equations(model, values, batch, vertices, modes)
         hessian_parts.append(hessian)
         gradient_parts.append(gradient)
     hessians, gradients = torch.cat(hessian_parts).double(), torch.cat(gradient_parts).double()
@@ -103,13 +93,22 @@ def linear_start(
     leading = directions[:, -latent_dims:].flip(1) * spectrum[-latent_dims:].flip(0).clamp(min=1e-12).sqrt()
     amplitudes = torch.linalg.solve(root, leading)  # (m, K): modes per unit latent
     fields = torch.einsum("mk,mva->kva", amplitudes.float().to(device), modes)
-    latents, covariance = torch.empty(n, latent_dims), torch.empty(n, latent_dims, latent_dims)
-    batches = group.batches(np.arange(n), batch_size)
-    for batch in stack.batches(group.checked(batches, events), model.band):
-        hessian, gradient = equations(batch, fields)
-        posterior = posterior_covariance(hessian)
-        latents[batch.index] = (posterior @ gradient[..., None])[..., 0]
-        covariance[batch.index] = posterior
-    for rows in (latents, covariance):
-        group.complete_(rows, np.concatenate(batches))
-    return LinearStart(fields.cpu().numpy(), latents.numpy(), covariance.numpy(), spectrum.flip(0).numpy())
+    return LinearStart(fields, spectrum.flip(0).numpy())
+
+
+def linear_latents(
+    model: ImageModel, values: torch.Tensor, batch: Batch, vertices_A: torch.Tensor, fields: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior means (b, K) and covariance (b, K, K), on the CPU, of the latents along `fields` (K, V, 3)."""
+    hessian, gradient = _equations(model, values, batch, vertices_A, fields)
+    posterior = posterior_covariance(hessian)
+    return (posterior @ gradient[..., None])[..., 0], posterior
+
+
+def _equations(
+    model: ImageModel, values: torch.Tensor, batch: Batch, vertices_A: torch.Tensor, fields: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normal equations of the amplitudes of `fields`, at rest, on the CPU."""
+    q, dq = model.positions(batch, vertices_A), model.directions(batch, fields)
+    hessian, gradient, _ = normal_equations(model, values, batch, q, dq)
+    return hessian.cpu(), gradient.cpu()

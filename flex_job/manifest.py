@@ -10,13 +10,28 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Manifest", "file_hash", "key_of", "peak_memory_MiB", "stacks_hash", "versions"]
+from flex_job.files import file_hash, put_aside, written_aside
+from flex_job.problems import InputProblems
 
-SCHEMA = 1
+__all__ = [
+    "Change",
+    "Manifest",
+    "Settings",
+    "file_hash",
+    "key_of",
+    "peak_memory_MiB",
+    "recorded",
+    "stacks_hash",
+    "versions",
+]
+
+SCHEMA = 2
+Settings = Mapping[str, Any]  # what a stage depends on: numbers and texts by name
 END_BYTES = 1 << 12  # the header, with the images' statistics, and the last image's end
 READERS = 8  # that wait for a file system together
 
@@ -24,42 +39,63 @@ READERS = 8  # that wait for a file system together
 class Manifest:
     """Inputs, parameters, versions and stages of a job directory; rewritten whole, aside and renamed, at each change.
 
-    A stage is complete when its record is there, its key (a hash of what it depends on) is the same, and its outputs
-    still exist.
+    A stage has settings: all that its result depends on, by name. It is complete when its record says so for the same
+    settings and its outputs are what it wrote. The file holds a hash of its content, and the one before it is kept.
+    Files that are not what was written are put aside, and `damage` has a line about each.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "manifest.json"
+        self.damage: list[str] = []
+        self.previous = folder / "manifest.previous.json"  # not hidden: RELION overwrites a job by "rm -rf <folder>/*"
         self.record: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
-        if self.path.exists():
-            try:
-                record = json.loads(self.path.read_text())
-            except ValueError:
-                record = None  # a damaged manifest only costs the work that it described
-            if isinstance(record, dict) and record.get("schema") == SCHEMA and isinstance(record.get("stages"), dict):
+        for path in (self.path, self.previous):
+            record = read_record(path)
+            if record is not None:
+                _refuse_newer(path, record)
                 self.record = record
+                break
+            if path.exists():
+                self.damage.append(f"{path} is damaged; it is now {put_aside(path).name}, and the one before is used")
 
     def describe(self, **entries: Any) -> None:
         """Record inputs, parameters, versions and seeds."""
         self.record.update(entries)
         self._write()
 
-    def is_complete(self, stage: str, key: str) -> bool:
+    def is_complete(self, stage: str, settings: Settings) -> bool:
+        """Whether a stage need not be run. An output that is not what the stage wrote is put aside."""
         done = self.record["stages"].get(stage)
-        return bool(done) and done["key"] == key and all((self.folder / name).exists() for name in done["outputs"])
+        if not done or "outputs" not in done or done["settings"] != _plain(settings):
+            return False
+        return all([self._is_whole(stage, self.folder / name, content) for name, content in done["outputs"].items()])
+
+    def changes(self, stage: str, settings: Settings) -> list[Change]:
+        """How `settings` differ from those that the stage was last begun with; nothing when it never was."""
+        begun = self.record["stages"].get(stage)
+        if not begun:
+            return []
+        before, now = begun["settings"], _plain(settings)
+        names = [*before, *(name for name in now if name not in before)]
+        return [Change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
     @contextmanager
-    def stage(self, name: str, key: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Run a stage: timed, its peak memory taken, recorded only if it ends well. Yields a dict of results."""
-        self.record["stages"].pop(name, None)
+    def stage(self, name: str, settings: Settings, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Run a stage: timed, its peak memory taken, recorded as complete only if it ends well. Yields a dict of
+        results."""
+        self.record["stages"][name] = {"settings": _plain(settings)}
         self._write()
         began = time.monotonic()
         _reset_peak_memory()
         results: dict[str, Any] = {}
-        yield results
-        self.record["stages"][name] = {
-            "key": key,
-            "outputs": sorted(outputs),
+        try:
+            yield results
+        except InputProblems:  # nothing to keep, and the input is going to change
+            del self.record["stages"][name]
+            self._write()
+            raise
+        self.record["stages"][name] |= {
+            "outputs": {output: file_hash(self.folder / output) for output in sorted(outputs)},
             "seconds": round(time.monotonic() - began, 2),
             "peak_MiB": round(peak_memory_MiB(), 1),
             "results": results,
@@ -71,16 +107,94 @@ class Manifest:
         kept: Mapping[str, Any] = self.record["stages"][stage]["results"]
         return kept
 
+    def forget(self) -> None:
+        """Drop the record, and the files that its stages wrote."""
+        for stage in self.record["stages"].values():
+            for name in stage.get("outputs", ()):
+                (self.folder / name).unlink(missing_ok=True)
+        for path in (self.path, self.previous):
+            path.unlink(missing_ok=True)
+        self.record = {"schema": SCHEMA, "stages": {}}
+
+    def _is_whole(self, stage: str, path: Path, content: str) -> bool:
+        if not path.exists():
+            return False
+        if file_hash(path) != content:
+            self.damage.append(
+                f"{path} is not what was written there; it is now {put_aside(path).name}, and the stage {stage} is "
+                "run again"
+            )
+            return False
+        return True
+
     def _write(self) -> None:
-        aside = self.path.with_name(f".{self.path.name}.part")
-        aside.write_text(json.dumps(self.record, indent=2, default=str) + "\n")
-        os.replace(aside, self.path)
+        self.record.pop("sha256", None)
+        text = json.dumps(self.record | {"sha256": _record_hash(self.record)}, indent=2, default=str)
+        with written_aside(self.path) as file:
+            file.write(f"{text}\n".encode())
+            if self.path.exists():
+                os.replace(self.path, self.previous)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@dataclass(frozen=True)
+class Change:
+    """A setting that was one value and is another now; None where there was, or is, no such setting."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        if self.name.startswith("input "):
+            if self.before is not None and self.now is not None:
+                return f"{self.name}: another content than before"
+            before, now = ("not used" if value is None else "one content" for value in (self.before, self.now))
+            return f"{self.name}: {before} before, {now} now"
+        before, now = ("nothing" if value in (None, "") else value for value in (self.before, self.now))
+        return f"{self.name}: {before} before, {now} now"
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The record of another job's directory, which is left as it is; empty where there is none. Raises ValueError for
+    one that is damaged."""
+    paths = [path for path in (folder / "manifest.json", folder / "manifest.previous.json") if path.exists()]
+    found = [record for path in paths if (record := read_record(path)) is not None]
+    if paths and not found:
+        raise ValueError(
+            f"{paths[0]}: damaged, or of an older version, so it is not known what the job there was made from; "
+            "run that job again"
+        )
+    return found[0] if found else {}
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a manifest holds; None when it is missing, damaged, or of an older version."""
+    try:
+        record = json.loads(path.read_text())
+        whole = record.pop("sha256") == _record_hash(record) and record["schema"] >= SCHEMA
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
+    return record if whole else None
+
+
+def _refuse_newer(path: Path, record: dict[str, Any]) -> None:
+    if record["schema"] > SCHEMA:
+        raise InputProblems(
+            [
+                f"{path}: written by a newer version of flex-job (schema {record['schema']}, this version reads "
+                f"{SCHEMA}): go on with that version, or delete the file, which throws away the work it describes"
+            ]
+        )
+
+
+def _record_hash(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings as they come back from the file."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    return plain
 
 
 def stacks_hash(paths: Sequence[Path]) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from flex_job.cache_parts import CacheParts
 from flex_job.calibration import Calibration, Yardstick, contrast_sign, noise_sample, noise_spectrum, shrunk_contrast
+from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
-from flex_job.files import written_aside, written_together
+from flex_job.files import written_aside
 from flex_job.particles import ParticleStack
 from flex_job.problems import InputProblems
 from flex_job.raw_images import RawImages
@@ -24,8 +24,6 @@ from flex_job.volume import Volume
 from job_specs.parameters import PrepParameters
 
 __all__ = ["prepare", "restore"]
-
-PAGE_PARTICLES = 1024  # records of 4 bytes a coefficient: this many of any length are whole pages of 4096 bytes
 
 
 def prepare(
@@ -40,79 +38,73 @@ def prepare(
     seed: int = 0,
     calibration: Calibration | None = None,
     group: Group | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Write the cache of coefficients at `path` and what was estimated at `record` (.npz); `restore` reads them.
 
     With `calibration` (from a smaller box), sign and contrasts are taken from it. Of several ranks each reads a part
-    of the particles; `path` and `record` are on a disk that all of them see.
+    of the particles; `path` and `record` are on a disk that all of them see. With a `checkpoint`, parts that an earlier
+    call has written are kept where they are still what it wrote.
 
     Raises InputProblems for images that are not finite or hold no signal of the map where the sign was to be found.
     """
     began, group = time.monotonic(), group or Group()
     source = RawImages(consensus, box)
     yardstick = Yardstick(source, mask)
-    n = len(consensus)
-    sample = noise_sample(consensus, parameters.noise_particles, seed)
-    noise, gain, correlation = noise_spectrum(source, yardstick, sample)
-    coefficients = int(len(sample) * np.pi / 2 * (box / 2) ** 2)
+    parts = CacheParts(len(consensus), 4 * len(source.band), group)  # two float16 numbers for each coefficient
+    found = checkpoint.load(group) if checkpoint else None
+    if found is None:
+        sample = noise_sample(consensus, parameters.noise_particles, seed)
+        noise, gain, correlation = noise_spectrum(source, yardstick, sample)
+        coefficients = int(len(sample) * np.pi / 2 * (box / 2) ** 2)
+    else:
+        noise, (gain, correlation, coefficients) = found["noise"].numpy(), found["found"]
     sign = (
         calibration.sign if calibration else contrast_sign(parameters.contrast, gain, correlation, coefficients, events)
     )
-    gain = abs(gain)
-    first, last = _share(n, group)
-    raw, variance, level = (np.empty(last - first) for _ in range(3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shells = source.band.shells
-    noise_t = torch.from_numpy(noise)
-    batches = _batches(n, source.batch_size, group, events)
-    with written_together(path, group) as cache:
-        cache.seek(4 * len(source.band) * first)  # two float16 numbers for each coefficient
+    size = abs(gain)
+    shells, noise_t = source.band.shells, torch.from_numpy(noise)
+
+    def save() -> None:
+        written = parts.collected()
+        if checkpoint is not None and group.is_first:
+            found = [gain, correlation, coefficients]
+            checkpoint.save({"noise": noise_t, "found": found, "parts": written})
+
+    with parts.written(path, found["parts"] if found else None, keep=checkpoint is not None):
+        batches = Saver(save, group, events).checked(parts.batches(source.batch_size))
         for index, pieces in read_ahead(lambda index: (index, source.read(index)), batches, depth=1):
-            here = index - first
             whiten = noise_t[consensus.optics_index[index]][:, shells]
             data = sign * source.coefficients(index, pieces) / whiten
-            model = gain * yardstick.images(index) / whiten
+            model = size * yardstick.images(index) / whiten
             overlap = (data * model.conj()).real.sum(1).double().numpy()
             energy = (model.abs() ** 2).sum(1).double().numpy() + 1e-12
-            raw[here] = overlap / energy
-            left = data - model * torch.from_numpy(raw[here])[:, None].float()
-            level[here] = (0.5 * (left.abs() ** 2).mean(1)).sqrt().numpy()
-            variance[here] = level[here] ** 2 / energy
-            scaled = data / torch.from_numpy(level[here])[:, None].float()
-            torch.view_as_real(scaled).to(torch.float16).numpy().tofile(cache)
-            if here[0] // source.batch_size % 50 == 49:
-                events.progress(f"reading particles at {box} px", int(here[-1]) + 1, last - first, began)
-        parts = group.gathered((raw, variance, level))  # in the particles' order
-        raw, variance, level = (np.concatenate(each) for each in zip(*parts, strict=True))
+            raw = overlap / energy
+            left = data - model * torch.from_numpy(raw)[:, None].float()
+            level = (0.5 * (left.abs() ** 2).mean(1)).sqrt().double().numpy()
+            scaled = data / torch.from_numpy(level)[:, None].float()
+            values = np.stack([raw, level**2 / energy, level], axis=1)
+            parts.write(index, torch.view_as_real(scaled).to(torch.float16).numpy(), values)
+            if index[0] // source.batch_size % 50 == 49:
+                events.progress(f"reading particles at {box} px", parts.count, parts.most, began)
+        save()
+        raw, variance, level = parts.values.T
         bad = np.flatnonzero(~np.isfinite(level) | (level < 1e-3)).tolist()
         if bad:
             raise InputProblems([_bad_images(consensus, bad)])
     if calibration is None:
-        contrast = np.ones(n, np.float32)
+        contrast = np.ones(len(consensus), np.float32)
         if parameters.per_particle_scale:
             contrast = shrunk_contrast(raw, variance, consensus.optics_index)
-        calibration = Calibration(sign, gain, contrast, level.astype(np.float32), correlation)
+        calibration = Calibration(sign, size, contrast, level.astype(np.float32), correlation)
     if group.is_first:
         with written_aside(record) as file:
             np.savez(file, noise=noise, level=level, **asdict(calibration))
     group.barrier()
-    events.message(f"read {n} particles at {box} px ({source.pixel_size_A:.3f} A) in {time.monotonic() - began:.0f} s")
-
-
-def _share(n: int, group: Group) -> tuple[int, int]:
-    """First and last of the consecutive particles that this rank prepares. Shares begin at whole pages of the cache,
-    whatever a record's length, so that two hosts never write to one page."""
-    blocks = -(-n // PAGE_PARTICLES)
-    first, last = (min(n, PAGE_PARTICLES * (blocks * rank // group.size)) for rank in (group.rank, group.rank + 1))
-    return first, last
-
-
-def _batches(n: int, batch_size: int, group: Group, events: Events) -> Iterator[NDArray[np.int64]]:
-    """This rank's particles in batches. All ranks look together whether to stop, equally often."""
-    first, last = _share(n, group)
-    longest = max(group.gathered(last - first))
-    starts = range(first, first + longest, batch_size)
-    yield from group.checked((np.arange(start, min(start + batch_size, last)) for start in starts), events)
+    of = "" if parts.todo == len(consensus) else f" of {len(consensus)}"
+    events.message(
+        f"read {parts.todo}{of} particles at {box} px ({source.pixel_size_A:.3f} A) in {time.monotonic() - began:.0f} s"
+    )
 
 
 def _bad_images(consensus: Consensus, bad: list[int]) -> str:

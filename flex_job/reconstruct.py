@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.checkpoint import Checkpoint
 from flex_job.distributed import Group
 from flex_job.events import Events
-from flex_job.files import written_aside
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
 from flex_job.operator import MASK_LEVEL, make_operator, rigid_domain, voxel_domain
 from flex_job.particles import ParticleStack
-from flex_job.solver import LeastSquares, SolverState, moved_vertices, solve
+from flex_job.solver import LeastSquares, moved_vertices, solve
+from flex_job.solver_state import SolverState, load_solver_state
 from flex_job.volume import Volume
 from job_specs.parameters import ReconstructParameters
 
@@ -40,16 +40,16 @@ def reconstruct(
     parameters: ReconstructParameters,
     events: Events,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     group: Group | None = None,
     tf32: bool = False,
     batch_size: int = 200,
 ) -> HalfMaps:
     """Both half-maps at the stack's box, from zero, in the voxels where the mask `support` holds more than a trace.
 
-    With `model` through its flow at its latents; without, rigid: the same solver and the same voxels. A checkpoint is
-    written after every iteration, in a file per half named after `checkpoint`. The ranks of `group` share the work and
-    all get both maps. `batch_size` particles go at a time: see `memory`.
+    With `model` through its flow at its latents; without, rigid: the same solver and the same voxels. Each half has
+    its part of the `checkpoint`: see `solve`. The ranks of `group` share the work and all get both maps. `batch_size`
+    particles go at a time: see `memory`.
     """
     group = group or Group()
     device = group.device
@@ -76,7 +76,8 @@ def reconstruct(
     def solve_half(half: int, those: Group) -> tuple[NDArray[np.float32], int, bool]:
         index = np.flatnonzero(stack.halves == half)
         problem = LeastSquares(stack, index, image_model, positions, batch_size=batch_size, events=events, group=those)
-        state = _solve_half(problem, parameters, events, f"{name} half {half}", checkpoint, half)
+        of_half = checkpoint and checkpoint.part(f"half{half}")
+        state = _solve_half(problem, parameters, events, f"{name} half {half}", of_half)
         return state.values.cpu().numpy(), state.iteration, state.converged
 
     began = time.monotonic()
@@ -97,18 +98,13 @@ def _solve_half(
     parameters: ReconstructParameters,
     events: Events,
     label: str,
-    checkpoint: Path | None,
-    half: int,
+    checkpoint: Checkpoint | None,
 ) -> SolverState:
-    path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}_half{half}.pt")
-    found = path is not None and problem.group.first_does(path.exists)
-    state = _load(path, problem.model) if path is not None and found else None
+    state = None if checkpoint is None else load_solver_state(checkpoint, problem.voxels, problem.group)
     if state is not None:
         events.message(f"{label}: goes on after iteration {state.iteration}")
 
     def each(now: SolverState) -> None:
-        if path is not None and problem.group.is_first:
-            _save(now, problem.model, path)
         gain = now.decreases[-1] / sum(now.decreases)
         events.message(f"{label}: iteration {now.iteration}, loss lowered by {gain:.2e} of all so far")
 
@@ -118,27 +114,5 @@ def _solve_half(
         tolerance=parameters.tolerance,
         state=state,
         each=each,
+        checkpoint=checkpoint,
     )
-
-
-def _save(state: SolverState, model: ImageModel, path: Path) -> None:
-    tensors = {
-        "voxels": torch.from_numpy(model.domain.flat_index),
-        "values": state.values,
-        "gradient": state.gradient,
-        "steps": state.steps,
-        "changes": state.changes,
-        "iteration": state.iteration,
-        "decreases": state.decreases,
-        "converged": state.converged,
-    }
-    with written_aside(path) as file:
-        torch.save(tensors, file)
-
-
-def _load(path: Path, model: ImageModel) -> SolverState | None:
-    """The state in a checkpoint of the same voxels, or None."""
-    data = torch.load(path, weights_only=True, map_location=model.operator.device)
-    voxels = data.pop("voxels", None)
-    same = voxels is not None and np.array_equal(voxels.cpu().numpy(), model.domain.flat_index)
-    return SolverState(**data) if same else None

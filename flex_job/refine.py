@@ -16,13 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from flex_job.band import Band
+from flex_job.cache_parts import is_intact
 from flex_job.calibration import Calibration
+from flex_job.checkpoint import Checkpoint
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.fourier import fourier_resize
 from flex_job.fsc import FscCurves, compare_half_maps
-from flex_job.manifest import Manifest, file_hash, key_of, stacks_hash, versions
+from flex_job.lock import FolderLock
+from flex_job.manifest import Manifest, key_of, versions
 from flex_job.mask import automatic_mask
 from flex_job.memory import MemoryPlan
 from flex_job.mesh import TetMesh, build_mesh, draw_mesh
@@ -33,6 +37,7 @@ from flex_job.problems import InputProblems
 from flex_job.reconstruct import HalfMaps, reconstruct
 from flex_job.resources import job_sizes, plan_job
 from flex_job.run_report import write_run_report
+from flex_job.settings import StageSettings, check_settings
 from flex_job.sharpen import combine, guinier_fit
 from flex_job.train import Trainer, train
 from flex_job.volume import Volume, read_volume, write_volume
@@ -54,8 +59,9 @@ class RefineResult:
 
 
 class Refinement:
-    """A job directory and its stages. Stages that a manifest calls complete for the same inputs and parameters, and
-    whose files exist, are not run again.
+    """A job directory and its stages. Stages that a manifest calls complete for the same settings (see `settings`),
+    and whose files are what they wrote, are not run again; one that was interrupted goes on from its checkpoint. The
+    directory is this job's alone while this object lives: FolderInUse is raised where another run has it.
 
     Every method and property is to be used by all ranks of `group` (one by default) in the same order. `folder` and
     scratch must be the same disk for all.
@@ -68,47 +74,83 @@ class Refinement:
         folder: Path,
         events: Events,
         group: Group | None = None,
+        model_key: str = "",
     ) -> None:
+        """`model_key` identifies a model that was trained elsewhere, which `use_model` then brings."""
         self.consensus, self.parameters, self.folder, self.events = consensus, parameters, folder, events
         self.group = group or Group()
         self._plan: MemoryPlan | None = None
+        self.settings = StageSettings(consensus, parameters, self.training_box, self.full_box)
+        self.settings.model = model_key
+        self._lock = FolderLock(folder)
+        self.group.first_does(self._take_lock)
+        if not self.group.is_first:
+            self._lock.join()
         self.cache_folder = Path(parameters.prep.scratch or folder) / (
             f"flex_cache_{key_of(str(folder.resolve()))}" if parameters.prep.scratch else "cache"
         )
-        self.manifest = Manifest(folder)
-        self.inputs_key = self.group.first_does(self._open)
+        self.manifest = self.group.first_does(self._open)
 
-    def _open(self) -> str:
-        """Clear what a restart wants cleared and describe the run in the manifest; returns the key of its inputs."""
-        consensus, run = self.consensus, self.parameters.run
-        if run.restart:
-            (self.folder / "manifest.json").unlink(missing_ok=True)
-            for leftover in self.folder.glob("checkpoint_*"):
-                leftover.unlink()
-            self.manifest = Manifest(self.folder)
-        inputs = {str(path): file_hash(path) for path in consensus.source_files}
-        inputs[f"{len(consensus.stack_paths)} image stacks"] = stacks_hash(consensus.stack_paths)
-        self.manifest.describe(
-            inputs=inputs,
+    def _take_lock(self) -> None:
+        self._lock.take()
+        if not self._lock.works:
+            self.events.message(
+                f"{self.folder}: this file system has no locks; a second run in this folder would not be noticed"
+            )
+
+    def _open(self) -> Manifest:
+        """Clear what a restart wants cleared, look for what has changed, and describe the run in the manifest."""
+        manifest = Manifest(self.folder)
+        self._tell_damage(manifest)
+        run, now = self.parameters.run, key_of(self.settings.flex, asdict(self.parameters.mesh))
+        # Continue and requeueing repeat the command: a restart that was interrupted goes on, it does not begin again.
+        if run.restart and manifest.record.get("restarting") != now:
+            self._throw_away(manifest)
+            manifest.record["restarting"] = now
+        for stage in ("prep", "mesh") if self.settings.model else ("train", "prep", "mesh"):
+            check_settings(manifest, self.settings, stage, self.events.message)
+        manifest.describe(
+            inputs={str(path): self.settings.inputs.get(f"input {path.name}") for path in self.consensus.source_files},
             parameters=asdict(self.parameters),
             versions=versions(),
             seed=run.seed,
-            particles=len(consensus),
+            particles=len(self.consensus),
             processes=self.group.size,
         )
-        return key_of(inputs, run.seed)
+        return manifest
 
-    def _is_due(self, name: str, key: str, *files: Path) -> bool:
-        """Whether a stage has to run: one look at the disk, by the first rank, so that all do the same."""
-        return self.group.first_does(
-            lambda: not (self.manifest.is_complete(name, key) and all(path.exists() for path in files))
-        )
+    def _tell_damage(self, manifest: Manifest) -> None:
+        while manifest.damage:
+            self.events.message(manifest.damage.pop(0))
+
+    def _throw_away(self, manifest: Manifest) -> None:
+        manifest.forget()
+        for pattern in ("checkpoint_*", "*.damaged"):
+            for leftover in self.folder.glob(pattern):
+                leftover.unlink()
+        shutil.rmtree(self.cache_folder, ignore_errors=True)
+
+    def _checkpoint(self, stage: str) -> Checkpoint:
+        key = key_of(stage, getattr(self.settings, stage))
+        return Checkpoint(self.folder / f"checkpoint_{stage}.pt", key, self.events.message)
+
+    def _is_due(self, stage: str) -> bool:
+        """Whether a stage has to run: one look at the disk, by the first rank, so that all do the same. Raises
+        InputProblems where that would throw work away."""
+
+        def look() -> bool:
+            check_settings(self.manifest, self.settings, stage, self.events.message)
+            complete = self.manifest.is_complete(stage, getattr(self.settings, stage))
+            self._tell_damage(self.manifest)
+            return not complete
+
+        return self.group.first_does(look)
 
     @contextmanager
-    def _stage(self, name: str, key: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+    def _stage(self, stage: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         """A stage of all ranks; when it ends the files that the first wrote are there for the others."""
         if self.group.is_first:
-            with self.manifest.stage(name, key, outputs) as results:
+            with self.manifest.stage(stage, getattr(self.settings, stage), outputs) as results:
                 yield results
         else:
             yield {}
@@ -143,17 +185,11 @@ class Refinement:
         return mask
 
     @cached_property
-    def mesh_key(self) -> str:
-        p = self.parameters.mesh
-        extra = [file_hash(Path(name)) for name in (p.zero_motion_mask, p.segmentation, p.mesh) if name]
-        return key_of("mesh", self.inputs_key, asdict(p), extra)
-
-    @cached_property
     def mesh(self) -> TetMesh:
         """The mesh over the mask; written as mesh.npz with a picture."""
         path = self.folder / "mesh.npz"
-        if self._is_due("mesh", self.mesh_key):
-            with self._stage("mesh", self.mesh_key, ["mesh.npz", "mesh.png", "mask.mrc"]):
+        if self._is_due("mesh"):
+            with self._stage("mesh", ["mesh.npz", "mesh.png", "mask.mrc"]):
                 self.group.first_does(lambda: self._write_mesh(path))
         return TetMesh.load(path)
 
@@ -168,14 +204,11 @@ class Refinement:
         mesh.save(path)
         draw_mesh(mesh, self.consensus.map, self.folder / "mesh.png", self.mask)
 
-    def _prepared(self, name: str, box: int, calibration: Calibration | None) -> tuple[ParticleStack, Calibration]:
-        p = self.parameters.mesh  # the calibration sees the map through the mask
-        mask = [p.mask_lowpass, p.mask_threshold, p.mask_dilate, p.mask_soft]
-        key = key_of(name, box, self.inputs_key, asdict(self.parameters.prep), mask)
-        cache = self.cache_folder / f"{name}.f16"
-        record = self.folder / f"{name}.npz"
-        if self._is_due(name, key, cache):
-            with self._stage(name, key, [record.name]):
+    def _prepared(self, stage: str, box: int, calibration: Calibration | None) -> tuple[ParticleStack, Calibration]:
+        cache, record = self.cache_folder / f"{stage}.f16", self.folder / f"{stage}.npz"
+        checkpoint, length = self._checkpoint(stage), 4 * len(Band.below(box / 2))
+        if self._is_due(stage) or not is_intact(cache, checkpoint, len(self.consensus), length, self.group):
+            with self._stage(stage, [record.name]):
                 prepare(
                     self.consensus,
                     self.mask,
@@ -187,6 +220,7 @@ class Refinement:
                     seed=self.parameters.run.seed,
                     calibration=calibration,
                     group=self.group,
+                    checkpoint=checkpoint,
                 )
         return restore(self.consensus, box, cache, record)
 
@@ -220,22 +254,16 @@ class Refinement:
         return self._plan
 
     @cached_property
-    def train_key(self) -> str:
-        prep = asdict(self.parameters.prep)
-        return key_of("train", self.mesh_key, self.training_box, prep, asdict(self.parameters.train))
-
-    @cached_property
     def model(self) -> FlexModel:
         """The trained model; written as flex_model.pt."""
         path = self.folder / "flex_model.pt"
-        if self._is_due("train", self.train_key):
-            mesh = self.mesh
+        mesh = self.mesh
+        if self._is_due("train"):
             plan = self.memory_plan(mesh)
             stack, calibration = self.training_particles
-            with self._stage("train", self.train_key, [path.name]):
+            with self._stage("train", [path.name]):
                 box = self.training_box
                 density = fourier_resize(self.consensus.map, box)
-                checkpoint = self.folder / f"checkpoint_train_{self.train_key}.pt"
                 trainer = Trainer(
                     stack,
                     mesh,
@@ -244,7 +272,7 @@ class Refinement:
                     self.parameters.train,
                     self.events,
                     seed=self.parameters.run.seed,
-                    checkpoint=checkpoint,
+                    checkpoint=self._checkpoint("train"),
                     group=self.group,
                     tf32=self.parameters.run.tf32,
                     micro_batch=plan.micro_batch,
@@ -253,29 +281,26 @@ class Refinement:
                 model = train(trainer, self.consensus.latents)
                 if self.group.is_first:
                     model.save(path)
-                    checkpoint.unlink(missing_ok=True)
         return FlexModel.load(path)
 
-    def use_model(self, model: FlexModel, key: str) -> None:
-        """Take a model trained elsewhere instead of training one; `key` identifies it, so that stages know it again."""
-        self.model, self.train_key = model, key
+    def use_model(self, model: FlexModel) -> None:
+        """Take a model that was trained elsewhere instead of training one."""
+        self.model = model
 
     def half_maps(self, kind: str, model: FlexModel | None) -> FscCurves:
         """Reconstruct both halves, flex or rigid; write them and their combined map."""
-        p = self.parameters.reconstruct
-        key = key_of(kind, self.train_key if model else self.inputs_key, self.full_box, self.mesh_key, asdict(p))
         names = [HALF_MAPS.format(kind, half) for half in (1, 2)]
-        if self._is_due(kind, key):
+        if self._is_due(kind):
             known: FlexModel | None = vars(self).get("model")  # trained or given, not made for the plan's sake
             plan = self.memory_plan(known.mesh if known else None)
             stack, support = self.full_particles, fourier_resize(self.mask, self.full_box)
-            with self._stage(kind, key, [*names, f"{kind}_class001.mrc"]) as results:
-                checkpoint = self.folder / f"checkpoint_{kind}_{key}.pt"
+            checkpoint = self._checkpoint(kind)
+            with self._stage(kind, [*names, f"{kind}_class001.mrc"]) as results:
                 halves = reconstruct(
                     stack,
                     support,
                     model,
-                    p,
+                    self.parameters.reconstruct,
                     self.events,
                     checkpoint=checkpoint,
                     group=self.group,
@@ -283,9 +308,8 @@ class Refinement:
                     batch_size=plan.solver_batch,
                 )
                 results.update(self.group.first_does(lambda: self._write_half_maps(kind, names, halves)))
-                if self.group.is_first:
-                    for leftover in self.folder.glob(f"checkpoint_{kind}_{key}*"):
-                        leftover.unlink()
+            if self.group.is_first:
+                checkpoint.clear()
         return self.group.first_does(lambda: self._curves(names))
 
     def _write_half_maps(self, kind: str, names: list[str], halves: HalfMaps) -> dict[str, Any]:
@@ -314,23 +338,25 @@ class Refinement:
     def report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         """logfile.pdf and report.html; returns the lines that sum the run up."""
         model = self.model
-        return self.group.first_does(lambda: self._report(model, rigid, flex))
-
-    def _report(self, model: FlexModel, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
-        stages = self.manifest.record["stages"]
-        key = key_of("report", self.train_key, *(stages[name]["key"] for name in ("rigid", "flex")))
-        if not self.manifest.is_complete("report", key):
-            with self.manifest.stage("report", key, ["logfile.pdf", "report.html"]) as results:
-                results["summary"] = write_run_report(
-                    self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex
+        if self._is_due("report"):
+            if self._is_due("prep"):  # the report reads its record
+                self.training_particles  # noqa: B018
+            with self._stage("report", ["logfile.pdf", "report.html"]) as results:
+                results["summary"] = self.group.first_does(
+                    lambda: write_run_report(
+                        self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex
+                    )
                 )
-        return tuple(self.manifest.results("report")["summary"])
+        return self.group.first_does(lambda: tuple(self.manifest.results("report")["summary"]))
 
     def clean(self) -> None:
-        """Drop the particle caches; they are made again where a later run needs them."""
+        """The end of a job: drop checkpoints and particle caches; a later run that needs caches makes them."""
         self.group.barrier()  # of the last to read them
         if self.group.is_first:
             shutil.rmtree(self.cache_folder, ignore_errors=True)
+            for leftover in self.folder.glob("checkpoint_*.pt"):
+                leftover.unlink()
+            self.manifest.describe(restarting=None)
 
 
 def refine(

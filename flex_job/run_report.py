@@ -48,7 +48,11 @@ def write_run_report(
         title="Flexible refinement",
         job_folder=str(folder),
         particles=tuple(int((consensus.halves == half).sum()) for half in (1, 2)),  # type: ignore[arg-type]
-        stages=[Stage(name, stage["seconds"], stage["peak_MiB"]) for name, stage in manifest.record["stages"].items()],
+        stages=[
+            Stage(name, stage["seconds"], stage["peak_MiB"])
+            for name, stage in manifest.record["stages"].items()
+            if "seconds" in stage  # it is over
+        ],
         consensus_map=consensus.map,
         mask=mask,
         mesh=model.mesh,

@@ -6,36 +6,24 @@ particles per iteration gives both the product with the search direction and, by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.flow import FlowGenerator
 from flex_job.imaging import ImageModel
 from flex_job.particles import Batch, ParticleStack
+from flex_job.solver_state import PartialSums, SolverState, save_solver_state
 
 __all__ = ["LeastSquares", "SolverState", "moved_vertices", "solve"]
 
 MEMORY = 8
 RIDGE = 1e-2  # of the weakest shell's weight: bounds what no image sees, changes nothing that any sees
-
-
-@dataclass
-class SolverState:
-    """Where the iteration stands: map, gradient, remembered steps and gradient changes, loss decrease so far."""
-
-    values: torch.Tensor
-    gradient: torch.Tensor
-    steps: list[torch.Tensor] = field(default_factory=list)
-    changes: list[torch.Tensor] = field(default_factory=list)
-    iteration: int = 0
-    decreases: list[float] = field(default_factory=list)
-    converged: bool = False
 
 
 def moved_vertices(
@@ -60,7 +48,8 @@ class LeastSquares:
     """Normal equations of the particles `index` in the band of `model`; `positions(batch)` gives their vertices q.
 
     All vectors (n_voxels,) are tensors on the model's device. The ranks of `group` share the particles; vectors are the
-    same on all.
+    same on all. A pass through the particles that is stopped gives what it has summed to `keep`, on the first rank;
+    taken over as `partial`, the next pass goes on from there.
     """
 
     def __init__(
@@ -78,45 +67,65 @@ class LeastSquares:
         self.stack, self.index, self.model, self.positions = stack, index, model, positions
         self.batch_size, self.events = batch_size, events or Events()
         self.ridge = 0.0
-        self._voxels = torch.from_numpy(model.domain.flat_index).to(model.operator.device)
+        self.voxels = torch.from_numpy(model.domain.flat_index).to(model.operator.device)
+        self.partial: PartialSums | None = None
+        self.keep: Callable[[PartialSums], None] = lambda partial: None
+        self.weight: torch.Tensor | None = None
         self._filter: torch.Tensor | None = None
-
-    def batches(self) -> Iterator[Batch]:
-        indices = self.group.batches(self.index, self.batch_size)
-        yield from self.stack.batches(self.group.checked(indices, self.events), self.model.band)
 
     def first_gradient(self, values: torch.Tensor | None) -> torch.Tensor:
         """Gradient of the loss at `values` (zero when None); also sums the weights that make the preconditioner."""
         device = self.model.operator.device
         total = torch.zeros(len(self.model.domain), device=device)
         weight = torch.zeros(len(self.model.band), dtype=torch.float64, device=device)
-        for batch in self.batches():
-            weight += batch.transfer.square().sum(0)
+
+        def add(batch: Batch) -> None:
+            weight.add_(batch.transfer.square().sum(0))
             q = self.positions(batch)
             residual = -batch.data
             if values is not None:
                 residual += batch.transfer * self.model.transform(values, q)
-            total += self.model.gradient(residual * batch.transfer, q)[0]
-        self.group.sum_(total)
-        self._set_filter(weight)
-        return total if values is None else total + self.ridge * values
+            total.add_(self.model.gradient(residual * batch.transfer, q)[0])
 
-    def sum_weights(self) -> None:
-        """Only the weights that make the preconditioner, for a solver that goes on from a checkpoint."""
-        weight = torch.zeros(len(self.model.band), dtype=torch.float64, device=self.model.operator.device)
-        for batch in self.batches():
-            weight += batch.transfer.square().sum(0)
-        self._set_filter(weight)
+        self._pass(add, total, weight)
+        self.set_weight(weight)
+        return total if values is None else total + self.ridge * values
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """sum_i A_i^T C_i^2 A_i applied to `values`, and the ridge."""
         total = torch.zeros_like(values)
-        for batch in self.batches():
+
+        def add(batch: Batch) -> None:
             q = self.positions(batch)
             spectrum = self.model.transform(values, q) * batch.transfer.square()
-            total += self.model.gradient(spectrum, q)[0]
-        self.group.sum_(total)
+            total.add_(self.model.gradient(spectrum, q)[0])
+
+        self._pass(add, total)
         return total + self.ridge * values
+
+    def _pass(self, add: Callable[[Batch], None], *sums: torch.Tensor) -> None:
+        """`add` every particle to the `sums`, which are then summed over the ranks."""
+        done = np.zeros(len(self.stack), bool)
+        if self.partial is not None:
+            done = self.partial.done.cpu().numpy()
+            for total, before in zip(sums, self.partial.sums, strict=True):
+                total += before if self.group.is_first else 0
+            self.partial = None
+
+        def keep() -> None:
+            so_far, seen = [total.clone() for total in sums], torch.from_numpy(done).int()
+            for total in (*so_far, seen):
+                self.group.sum_(total)
+            if self.group.is_first:
+                self.keep(PartialSums(seen > 0, so_far))
+
+        saver = Saver(keep, self.group, self.events)
+        indices = self.group.batches(self.index[~done[self.index]], self.batch_size)
+        for batch in self.stack.batches(saver.checked(indices), self.model.band):
+            add(batch)
+            done[batch.index] = True
+        for total in sums:
+            self.group.sum_(total)
 
     def precondition(self, values: torch.Tensor) -> torch.Tensor:
         """Approximate inverse: without motion the product is a filter by the mean weight of each shell.
@@ -127,12 +136,13 @@ class LeastSquares:
         assert self._filter is not None
         box = self.model.domain.box
         volume = torch.zeros(box**3, dtype=values.dtype, device=values.device)
-        volume[self._voxels] = values
+        volume[self.voxels] = values
         spectrum = torch.fft.rfftn(volume.view(box, box, box)) * self._filter
-        return torch.fft.irfftn(spectrum, s=(box, box, box)).reshape(-1)[self._voxels]
+        return torch.fft.irfftn(spectrum, s=(box, box, box)).reshape(-1)[self.voxels]
 
-    def _set_filter(self, weight: torch.Tensor) -> None:
-        self.group.sum_(weight)
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Make preconditioner and ridge from the sum of squared transfers (m,) that `first_gradient` found."""
+        self.weight = weight
         band, domain = self.model.band, self.model.domain
         shells = band.shells.cpu().numpy()
         count = np.bincount(shells)
@@ -151,7 +161,7 @@ class LeastSquares:
         r = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.arange(domain.box // 2 + 1) ** 2)
         at = np.interp(r, radius, np.where(per_shell > 0, per_shell, np.inf), right=np.inf)
         inverse = (1 / (np.maximum(at, 1e-30) + self.ridge)).astype(np.float32)
-        self._filter = torch.from_numpy(inverse).to(self._voxels.device)
+        self._filter = torch.from_numpy(inverse).to(self.voxels.device)
 
 
 def solve(
@@ -162,37 +172,54 @@ def solve(
     tolerance: float,
     state: SolverState | None = None,
     each: Callable[[SolverState], None] = lambda state: None,
+    checkpoint: Checkpoint | None = None,
 ) -> SolverState:
     """Minimise from `start` (zero when none) until an iteration lowers the loss by less than `tolerance` of the whole
     decrease of this call so far, which suits a start from zero; a start near the solution is bounded by
-    `max_iterations`. `state` continues an earlier call; `each` is called after every iteration (checkpoints)."""
+    `max_iterations`. `state` continues an earlier call; `each` is called after every iteration.
+
+    With a `checkpoint` the state is kept after every iteration, and within one when a stop is asked for or the pass
+    takes long; `load_solver_state` gives what was kept.
+    """
     if state is None:
-        gradient = problem.first_gradient(start)
-        state = SolverState(torch.zeros_like(gradient) if start is None else start, gradient)
+        state = SolverState(torch.zeros(len(problem.voxels), device=problem.voxels.device) if start is None else start)
+
+    def save(partial: PartialSums | None = None) -> None:
+        if checkpoint is not None and problem.group.is_first:
+            state.partial = partial
+            save_solver_state(checkpoint, state, problem.voxels)
+
+    problem.partial, problem.keep = state.partial, save
+    if state.gradient is None:
+        state.gradient = problem.first_gradient(None if start is None else state.values)
+        state.weight = problem.weight
     else:
-        problem.sum_weights()
+        assert state.weight is not None
+        problem.set_weight(state.weight)
     while state.iteration < max_iterations and not state.converged:
-        direction = -_two_loop(problem, state)
-        slope = _dot(state.gradient, direction)
+        if state.direction is None:
+            state.direction = -_two_loop(problem, state, state.gradient)
+        slope = _dot(state.gradient, state.direction)
         if problem.group.any(slope >= 0):
             state.converged = True
             break
-        product = problem.product(direction)
-        length = -slope / _dot(direction, product)
-        step, change = length * direction, length * product
-        state.values, state.gradient = state.values + step, state.gradient + change
+        product = problem.product(state.direction)
+        length = -slope / _dot(state.direction, product)
+        step, change = length * state.direction, length * product
+        state.values, state.gradient, state.direction = state.values + step, state.gradient + change, None
         state.steps = [*state.steps, step][-MEMORY:]
         state.changes = [*state.changes, change][-MEMORY:]
         state.iteration += 1
         state.decreases.append(-0.5 * length * slope)
         state.converged = problem.group.any(state.decreases[-1] < tolerance * sum(state.decreases))
+        save()
         each(state)
     return state
 
 
-def _two_loop(problem: LeastSquares, state: SolverState) -> torch.Tensor:
+def _two_loop(problem: LeastSquares, state: SolverState, gradient: torch.Tensor) -> torch.Tensor:
     """The L-BFGS approximation of the inverse Hessian times the gradient (Nocedal 1980), around the preconditioner."""
-    vector = state.gradient.clone()
+    vector = gradient.clone()
     weights = []
     pairs = list(zip(state.steps, state.changes, strict=True))
     for step, change in reversed(pairs):

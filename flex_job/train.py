@@ -11,27 +11,28 @@ all, and after each epoch the latents are too. What is computed does not depend 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import chain
-from pathlib import Path
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.band import Band
 from flex_job.canonical_map import canonical_map
+from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.distributed import Group
 from flex_job.events import Events
-from flex_job.files import written_aside
 from flex_job.flow import FlowGenerator
 from flex_job.latents import coordinate_descent, gauss_newton
 from flex_job.levels import Level, Levels, band_limit
-from flex_job.linear_start import linear_start
+from flex_job.linear_start import linear_latents, linear_start
 from flex_job.mesh import TetMesh
 from flex_job.model import FlexModel
 from flex_job.particles import Batch, ParticleStack
 from flex_job.rigidity import Rigidity
-from flex_job.shards import epoch_batches
+from flex_job.shards import Index, epoch_batches
 from flex_job.solver import moved_vertices
 from flex_job.volume import Volume
 from job_specs.parameters import TrainParameters
@@ -45,7 +46,13 @@ GIVEN_VARIANCE = 0.1  # of latents that another method found, which come without
 
 
 class Trainer:
-    """The state of a training and its steps. `map` is the canonical map at the stack's box."""
+    """The state of a training and its steps. `map` is the canonical map at the stack's box.
+
+    A training is a row of visits to all particles, minibatch by minibatch: that of a linear start, the epochs, and the
+    last of the latents. `minibatch` of the present one are done; between two of them the state can be saved, and what
+    goes on from there does the same as what was not interrupted. `map_due` says that the map is to be solved for
+    before the next visit.
+    """
 
     def __init__(
         self,
@@ -57,7 +64,7 @@ class Trainer:
         events: Events,
         *,
         seed: int = 0,
-        checkpoint: Path | None = None,
+        checkpoint: Checkpoint | None = None,
         group: Group | None = None,
         tf32: bool = False,
         micro_batch: int = 0,
@@ -84,7 +91,12 @@ class Trainer:
         n, k = len(stack), parameters.latent_dims
         self.latents = np.zeros((n, k), np.float32)
         self.covariance = np.broadcast_to(np.eye(k, dtype=np.float32), (n, k, k)).copy()
-        self.epoch = 0
+        self.epoch = self.minibatch = 0
+        self.map_due = False
+        self.fields: torch.Tensor | None = None  # of a linear start whose visit is not over
+        self.noise = torch.Generator()
+        self.data_term = torch.zeros((), dtype=torch.float64, device=self.device)  # this rank's parts, of the epoch
+        self.stiffness = torch.zeros((), device=self.device)
         self.history: list[list[float]] = []
         rate = parameters.flow_learning_rate
         self.optimizer: torch.optim.Optimizer
@@ -119,12 +131,49 @@ class Trainer:
                 self.events,
                 self.group,
             )
-            self.latents, self.covariance = start.latents, start.covariance
-            self.flow.start_straight(torch.from_numpy(start.fields).to(self.device))
+            self.fields = start.fields
+            self.flow.start_straight(start.fields)
             leading = ", ".join(f"{value:.2g}" for value in start.spectrum[: p.latent_dims + 3])
             self.events.message(
                 f"linear start in {time.monotonic() - began:.0f} s; signal-to-noise of its directions: {leading}"
             )
+            self.find_linear_latents()
+
+    def find_linear_latents(self) -> None:
+        """The visit that ends a linear start: the particles' latents along its fields."""
+        assert self.fields is not None
+        level = self.levels.level(self.map, self.parameters.band_start)
+        for _, parts in self.visits("linear start", self._consecutive(), level.model.band, self.start_batch):
+            for batch in parts:
+                z, covariance = linear_latents(level.model, level.values, batch, self.vertices, self.fields)
+                self.latents[batch.index], self.covariance[batch.index] = z.numpy(), covariance.numpy()
+        self.share_latents()
+        self.minibatch, self.fields = 0, None
+
+    # -- visits --------------------------------------------------------------------------------------------------
+
+    def visits(
+        self, what: str, batches: Sequence[Index], band: Band, limit: int
+    ) -> Iterator[tuple[Index, Iterator[Batch]]]:
+        """Those of the minibatches that are not done yet, each with this rank's particles of it, at most `limit` at a
+        time. Every few minibatches the state is saved if it is time, or if a stop is asked for."""
+        saver = Saver(self.save, self.group, self.events)
+        left = batches[self.minibatch :]
+        pieces = [_pieces(self.group.own(whole), limit) for whole in left]
+        began = time.monotonic()
+        with closing(self.stack.batches(chain.from_iterable(pieces), band)) as stream:
+            for number, whole in enumerate(left):
+                if number % STOP_EVERY == 0:
+                    saver.check()
+                yield whole, islice(stream, len(pieces[number]))
+                self.minibatch += 1
+                if number % 20 == 19:
+                    self.events.progress(f"  {what}", number + 1, len(left), began)
+
+    def _consecutive(self) -> list[Index]:
+        """Minibatches in the particles' order, which disks like best."""
+        n = len(self.stack)
+        return np.array_split(np.arange(n), max(1, round(n / self.parameters.batch)))
 
     # -- one epoch -----------------------------------------------------------------------------------------------
 
@@ -194,50 +243,45 @@ class Trainer:
         band = band_limit(p, self.epoch)
         levels = self.steps(band)
         fine = levels[-1]
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        data_term = torch.zeros((), dtype=torch.float64, device=self.device)
-        rigidity = torch.zeros((), device=self.device)
         batches = epoch_batches(len(self.stack), p.batch, self.seed, self.epoch)
-        pieces = [self._pieces(self.group.own(whole)) for whole in batches]
-        began = time.monotonic()
-        with closing(self.stack.batches(chain.from_iterable(pieces), fine.model.band)) as stream:
-            for number, whole in enumerate(batches):
-                if number % STOP_EVERY == 0:
-                    self.group.check_stop(self.events)
-                noise = torch.randn((len(whole), p.latent_dims), generator=generator)  # the same on all ranks
-                for _ in pieces[number]:
-                    batch = next(stream)
-                    if self.epoch >= p.fixed_latent_epochs:
-                        self.infer(batch, levels)
-                    rows = torch.from_numpy(np.searchsorted(whole, batch.index))
-                    loss, stiff = self.flow_gradient(fine, batch, whole, noise[rows])
-                    data_term += loss
-                    rigidity += stiff / len(batches)
-                self.flow_step()
-                if number % 20 == 19:
-                    self.events.progress(f"  epoch {self.epoch + 1}", number + 1, len(batches), began)
+        if self.minibatch == 0:
+            self.noise.manual_seed(self.seed * 100_003 + self.epoch)
+            self.data_term.zero_()
+            self.stiffness.zero_()
+        for whole, parts in self.visits(f"epoch {self.epoch + 1}", batches, fine.model.band, self.micro_batch):
+            noise = torch.randn((len(whole), p.latent_dims), generator=self.noise)  # the same on all ranks
+            for batch in parts:
+                if self.epoch >= p.fixed_latent_epochs:
+                    self.infer(batch, levels)
+                rows = torch.from_numpy(np.searchsorted(whole, batch.index))
+                loss, stiff = self.flow_gradient(fine, batch, whole, noise[rows])
+                self.data_term += loss
+                self.stiffness += stiff / len(batches)
+            self.flow_step()
         if self.epoch >= p.fixed_latent_epochs:
-            self.share_latents(self.group.own(np.arange(len(self.stack))))
+            self.share_latents()
             self.standardise_latents()
-        self.epoch += 1
+        self.history.append(self.history_row(band, len(self.stack) * len(fine.model.band)))
+        self.epoch, self.minibatch = self.epoch + 1, 0
         due = self.epoch - p.fixed_latent_epochs
-        if p.map_every and due >= 0 and due % p.map_every == 0 and self.epoch < p.epochs:
+        last = self.epoch == p.epochs
+        self.map_due = p.map_every > 0 and (last or (due >= 0 and due % p.map_every == 0))
+        self.save()
+        if self.map_due and not last:
             self.solve_map()
+
+    def history_row(self, band: float, coefficients: int) -> list[float]:
+        """What HISTORY names, of the epoch that ends."""
         cut = 2 * self.stack.pixel_size_A / band
-        coefficients = len(self.stack) * len(fine.model.band)
         spread, posterior = self.latents.std(), np.sqrt(np.diagonal(self.covariance, axis1=1, axis2=2).mean())
-        misfit, stiffness = self.group.total(float(data_term), float(rigidity))
+        misfit, stiffness = self.group.total(float(self.data_term), float(self.stiffness))
         values = [cut, misfit / coefficients, stiffness, spread, posterior, self.motion_rms()]
-        self.history.append([float(value) for value in values])
+        return [float(value) for value in values]
 
-    def _pieces(self, index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """A minibatch's particles of this rank, in as many parts as the device's memory asks for."""
-        return np.array_split(index, -(-len(index) // self.micro_batch)) if len(index) else []
-
-    def share_latents(self, ours: NDArray[np.int64]) -> None:
-        """Latents of all particles to all ranks; those of `ours` are this rank's."""
+    def share_latents(self) -> None:
+        """Latents of all particles to all ranks, from those that own them."""
         for rows in (self.latents, self.covariance):
-            self.group.complete_(torch.from_numpy(rows), ours)
+            self.group.complete_(torch.from_numpy(rows), self.group.own(np.arange(len(self.stack))))
 
     def standardise_latents(self) -> None:
         """Turn and scale the latents so that, posterior spread included, they follow their prior N(0, 1).
@@ -256,17 +300,20 @@ class Trainer:
         """Solve for the canonical map at the present band limit, latents and flow fixed."""
         model = self.levels.model(band_limit(self.parameters, self.epoch))
         positions = moved_vertices(model, self.vertices, self.flow, self.latents)
-        self.map = canonical_map(self.stack, model, positions, self.events, self.group, self.micro_batch)
+        checkpoint = self.checkpoint and self.checkpoint.part("map", f"after epoch {self.epoch}")
+        self.map = canonical_map(self.stack, model, positions, self.events, self.group, self.micro_batch, checkpoint)
+        self.map_due = False
+        self.save()
 
     def finish(self) -> FlexModel:
-        """Last visits of the latents at the final band limit, and the model."""
-        if self.parameters.map_every:
+        """Last visit of the latents at the final band limit, and the model."""
+        if self.map_due:
             self.solve_map()
         levels = self.steps(self.parameters.band_end)
-        batches = self.group.batches(np.arange(len(self.stack)), self.micro_batch)
-        for batch in self.stack.batches(self.group.checked(batches, self.events), levels[-1].model.band):
-            self.infer(batch, [*levels, levels[-1]])
-        self.share_latents(np.concatenate(batches))
+        for _, parts in self.visits("last visit", self._consecutive(), levels[-1].model.band, self.micro_batch):
+            for batch in parts:
+                self.infer(batch, [*levels, levels[-1]])
+        self.share_latents()
         return FlexModel(
             mesh=self.mesh,
             flow=self.flow.cpu(),
@@ -288,47 +335,68 @@ class Trainer:
     # -- checkpoint ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Everything needed to go on after the present epoch; the first rank writes it for all."""
-        if self.checkpoint is None or not self.group.is_first:
+        """Keep everything needed to go on from here; the first rank writes it for all. Together."""
+        if self.checkpoint is None:
             return
+        latents, covariance = torch.from_numpy(self.latents.copy()), torch.from_numpy(self.covariance.copy())
+        for rows in (latents, covariance):
+            self.group.complete_(rows, self.group.own(np.arange(len(self.stack))))
+        sums = self.group.total(float(self.data_term), float(self.stiffness))
         state = {
             "flow": self.flow.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "latents": torch.from_numpy(self.latents),
-            "covariance": torch.from_numpy(self.covariance),
+            "latents": latents,
+            "covariance": covariance,
             "map": torch.from_numpy(self.map.data),
+            "map_due": self.map_due,
+            "fields": self.fields,
             "epoch": self.epoch,
+            "minibatch": self.minibatch,
+            "noise": self.noise.get_state(),
+            "sums": sums,
             "history": self.history,
         }
-        with written_aside(self.checkpoint) as file:
-            torch.save(state, file)
+        if self.group.is_first:
+            self.checkpoint.save(state)
 
     def resume(self) -> bool:
-        """Load the checkpoint, if there is one."""
-        path = self.checkpoint
-        if path is None or not self.group.first_does(path.exists):
+        """Take over the state that was saved, if there is one. Together."""
+        state = self.checkpoint.load(self.group) if self.checkpoint else None
+        if state is None:
             return False
-        state = torch.load(path, weights_only=True, map_location="cpu")
         self.flow.load_state_dict(state["flow"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.latents, self.covariance = state["latents"].numpy(), state["covariance"].numpy()
-        self.map = Volume(state["map"].numpy(), self.map.pixel_size_A)
-        self.epoch, self.history = state["epoch"], state["history"]
+        self.map, self.map_due = Volume(state["map"].numpy(), self.map.pixel_size_A), state["map_due"]
+        self.fields = None if state["fields"] is None else state["fields"].to(self.device)
+        self.epoch, self.minibatch, self.history = state["epoch"], state["minibatch"], state["history"]
+        self.noise.set_state(state["noise"])
+        for total, before in zip((self.data_term, self.stiffness), state["sums"], strict=True):
+            total.fill_(before if self.group.is_first else 0.0)
         return True
+
+
+def _pieces(index: Index, limit: int) -> list[Index]:
+    """Particles in as many parts as the device's memory asks for."""
+    return np.array_split(index, -(-len(index) // limit)) if len(index) else []
 
 
 def train(trainer: Trainer, latents: NDArray[np.floating] | None = None) -> FlexModel:
     """Run a training to its end, from its checkpoint where there is one."""
     events, epochs = trainer.events, trainer.parameters.epochs
     if trainer.resume():
-        events.message(f"training goes on after epoch {trainer.epoch}")
+        within = f", {trainer.minibatch} minibatches into the next visit" if trainer.minibatch else ""
+        events.message(f"training goes on after epoch {trainer.epoch}{within}")
+        if trainer.fields is not None:
+            trainer.find_linear_latents()
     else:
         trainer.start_latents(latents)
         trainer.save()
+    if trainer.map_due and trainer.epoch < epochs:
+        trainer.solve_map()
     began, first = time.monotonic(), trainer.epoch
     while trainer.epoch < epochs:
         trainer.run_epoch()
-        trainer.save()
         row = dict(zip(HISTORY, trainer.history[-1], strict=True))
         note = f"{row['band limit (A)']:.1f} A, data term {row['data term per coefficient']:.5f}, "
         note += f"rigidity {row['rigidity']:.3g}, latent spread {row['latent spread']:.2f}, "

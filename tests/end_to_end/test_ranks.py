@@ -16,6 +16,7 @@ import pytest
 from end_to_end.conftest import environment
 
 from flex_job.model import FlexModel
+from integration.common.requeue import RESUMABLE
 from integration.relion.simulate import simulate_project
 
 pytestmark = pytest.mark.slow
@@ -215,7 +216,7 @@ def test_a_stop_asked_of_any_process_saves_and_goes_on(project: Path, alone: Pat
     pids = {"launcher": job.process.pid, "first": job.ranks[0], "second": job.ranks[1]}
     os.kill(pids[whom], signal.SIGTERM)
     said = job.ends_within(30)
-    assert exit_files(job.folder) == ["FAILURE"] and job.process.returncode == 1
+    assert exit_files(job.folder) == ["FAILURE"] and job.process.returncode == RESUMABLE
     assert said.count("press Continue to resume") == 1 and "Traceback" not in said
     if whom == "launcher":
         assert "training goes on after epoch" in run(project, "train", folder, *TWO)

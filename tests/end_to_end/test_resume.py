@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -52,6 +53,26 @@ def test_sigterm_checkpoints_and_says_how_to_go_on(refined: Refined) -> None:
     done = run_job(project, "External/job200/")
     assert done.returncode == 0 and "training goes on after epoch" in done.stdout
     assert_same_result(folder, refined[0])
+
+
+def test_changed_settings_and_inputs_are_told_before_any_work(refined: Refined) -> None:
+    """A finished job keeps its results; what changed is named, RELION's half-sets in the STAR file included."""
+    folder, _ = refined
+    project = folder.parents[1]
+    before = (folder / "flex_model.pt").read_bytes()
+    done = run_job(project, "External/job010/", "--epochs", "7", "--rigidity", "3")
+    assert done.returncode == 1 and (folder / "RELION_JOB_EXIT_FAILURE").exists()
+    assert "rigidity: 2.0 before, 3.0 now; epochs: 6 before, 7 now" in done.stderr and "--restart yes" in done.stderr
+    shutil.copytree(project / "Refine3D/job001", project / "Refine3D/job009")
+    star = project / "Refine3D/job009/run_data.star"
+    tables = starfile.read(star)
+    tables["particles"]["rlnRandomSubset"] = 3 - tables["particles"]["rlnRandomSubset"]
+    starfile.write(tables, star, overwrite=True)
+    done = run_job(project, "External/job010/", "--in_parts", "Refine3D/job009/run_data.star")
+    assert done.returncode == 1
+    assert "run_data.star: another content" in done.stderr and "input half-sets: another" in done.stderr
+    assert (folder / "flex_model.pt").read_bytes() == before
+    assert run_job(project, "External/job010/").returncode == 0
 
 
 def test_another_parameter_runs_only_what_depends_on_it(refined: Refined) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from flex_job import prep
+from flex_job import cache_parts, checkpoint
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events, StopRequested
@@ -88,25 +88,42 @@ def consensus(tmp_path_factory: pytest.TempPathFactory) -> Consensus:
 
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prep, "PAGE_PARTICLES", 8)
+    monkeypatch.setattr(cache_parts, "PART_PARTICLES", 8)
 
 
-def prepared(consensus: Consensus, folder: Path, group: Group | None = None, events: Events | None = None) -> bytes:
+def prepared(
+    consensus: Consensus, folder: Path, group: Group | None = None, events: Events | None = None, key: str = ""
+) -> bytes:
+    """The cache that is made; with a `key` what is interrupted can be gone on with."""
     assert consensus.mask is not None
     folder.mkdir(exist_ok=True)
     cache, record = folder / "cache.f16", folder / "prep.npz"
-    prepare(consensus, consensus.mask, BOX, PrepParameters(), cache, record, events or Events(), group=group)
+    kept = checkpoint.Checkpoint(folder / "checkpoint.pt", key) if key else None
+    prepare(
+        consensus,
+        consensus.mask,
+        BOX,
+        PrepParameters(),
+        cache,
+        record,
+        events or Events(),
+        group=group,
+        checkpoint=kept,
+    )
     return cache.read_bytes()
+
+
+def assert_same(cache: bytes, other: bytes) -> None:
+    """But for rounding, which depends on the threads that there are."""
+    one, two = (np.frombuffer(each, np.float16).astype(np.float32) for each in (cache, other))
+    assert one.shape == two.shape and np.abs(one - two).max() < 0.01
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_write_what_one_writes(consensus: Consensus, tmp_path: Path, size: int) -> None:
-    alone = np.frombuffer(prepared(consensus, tmp_path / "one"), np.float16)
-    caches = in_ranks(size, lambda group: prepared(consensus, tmp_path / "many", group))
-    for cache in caches:
-        together = np.frombuffer(cache, np.float16)
-        assert together.shape == alone.shape
-        assert np.abs(together.astype(np.float32) - alone).max() < 0.01  # batches of other sizes round differently
+    alone = prepared(consensus, tmp_path / "one")
+    for cache in in_ranks(size, lambda group: prepared(consensus, tmp_path / "many", group)):
+        assert_same(cache, alone)
     records = [restore(consensus, BOX, tmp_path / n / "cache.f16", tmp_path / n / "prep.npz") for n in ("one", "many")]
     for name in ("contrast", "noise_level"):
         one, many = (getattr(calibration, name) for _, calibration in records)
@@ -117,11 +134,51 @@ def test_ranks_write_what_one_writes(consensus: Consensus, tmp_path: Path, size:
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 100, 1024])
 @pytest.mark.parametrize("size", [1, 2, 5, 64])
 def test_shares_are_all_particles_once_and_begin_at_whole_pages(n: int, size: int) -> None:
-    shares = [prep._share(n, Group(rank=rank, members=tuple(range(size)))) for rank in range(size)]
-    assert np.array_equal(np.concatenate([np.arange(*share) for share in shares]), np.arange(n))
-    assert all(first % 8 == 0 or first == n for first, _ in shares)
-    if n > 8 * size:
-        assert max(last - first for first, last in shares) <= n / size + 8
+    groups = [Group(rank=rank, members=tuple(range(size))) for rank in range(size)]
+    parts = [cache_parts.CacheParts(n, 4, group) for group in groups]
+    shares = [each.batches(3) for each in parts]
+    assert len({len(share) for share in shares}) == 1
+    held = [np.concatenate(share) for share in shares]
+    assert np.array_equal(np.concatenate(held), np.arange(n))
+    assert all(len(share) == 0 or share[0] % 8 == 0 for share in held)
+    assert max(len(share) for share in held) <= n / size + 8
+    assert all(len(set(batch // 8)) <= 1 for share in shares for batch in share)
+
+
+@pytest.mark.parametrize("before, after", [(1, 1), (2, 1), (1, 3)])
+def test_a_stopped_preparation_goes_on_with_any_number_of_ranks(
+    consensus: Consensus, tmp_path: Path, before: int, after: int
+) -> None:
+    (alone,) = in_ranks(1, lambda group: prepared(consensus, tmp_path / "one", group))
+    folder, said = tmp_path / "many", list[str]()
+    asked = iter([False] * 3 * before + [True] * 9)
+    stop = Events(should_stop=lambda: next(asked))
+    stopped = in_ranks(before, lambda group: prepared(consensus, folder, group, stop, "prep"))
+    assert all(isinstance(result, StopRequested) for result in stopped), stopped
+    assert {path.name for path in folder.iterdir()} == {".cache.f16.part", "checkpoint.pt"}
+    events = Events(message=said.append)
+    for cache in in_ranks(after, lambda group: prepared(consensus, folder, group, events, "prep")):
+        assert_same(cache, alone)
+        assert cache == alone or before + after > 2
+    done = int(said[-1].split()[1])
+    assert 40 <= done < COUNT and f"read {done} of 100 particles" in said[-1]
+    one, many = (np.load(path / "prep.npz") for path in (tmp_path / "one", folder))
+    for name in one:
+        np.testing.assert_allclose(many[name], one[name], rtol=1e-4)
+
+
+def test_damaged_parts_of_a_cache_are_seen_and_only_they_are_made_again(consensus: Consensus, tmp_path: Path) -> None:
+    whole = prepared(consensus, tmp_path, key="prep")
+    kept = checkpoint.Checkpoint(tmp_path / "checkpoint.pt", "prep")
+    length, cache = len(whole) // COUNT, tmp_path / "cache.f16"
+    assert cache_parts.is_intact(cache, kept, COUNT, length, Group())
+    for damaged in (whole[:5] + b"x" + whole[6:-1] + b"x", whole[: 90 * length], b""):
+        cache.write_bytes(damaged)
+        assert not cache_parts.is_intact(cache, kept, COUNT, length, Group())
+        said: list[str] = []
+        assert prepared(consensus, tmp_path, events=Events(message=said.append), key="prep") == whole
+        assert cache_parts.is_intact(cache, kept, COUNT, length, Group())
+        assert f"read {12 if b'x' in damaged[:6] else 12 if damaged else 100}" in said[-1], said
 
 
 def test_bad_images_of_any_rank_stop_all_and_leave_nothing(consensus: Consensus, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from flex_job import checkpoint
+from flex_job.checkpoint import Checkpoint
 from flex_job.events import Events, StopRequested
 from flex_job.mesh import TetMesh, build_mesh
+from flex_job.model import FlexModel
 from flex_job.particles import ParticleStack
 from flex_job.prep import prepare, restore
 from flex_job.train import Trainer, train
@@ -120,21 +123,85 @@ def test_standardised_latents_move_nothing(prepared: Prepared) -> None:
     np.testing.assert_allclose(second, np.eye(2), atol=1e-3)
 
 
-def test_resumed_equals_unbroken(prepared: Prepared, tmp_path: Path) -> None:
-    unbroken = train(trainer_of(prepared, QUICK, checkpoint=tmp_path / "a.pt"))
-    first = trainer_of(prepared, QUICK, checkpoint=tmp_path / "b.pt")
-
-    def stop() -> bool:
-        return first.epoch >= 2
-
-    first.events.should_stop = stop
+def stopped_at(prepared: Prepared, parameters: TrainParameters, kept: Checkpoint, polls: int) -> Trainer:
+    """A training that is asked to stop when it looks for the so-manieth time."""
+    trainer = trainer_of(prepared, parameters, checkpoint=kept)
+    looked = iter([False] * polls + [True])
+    trainer.events.should_stop = lambda: next(looked)
     with pytest.raises(StopRequested):
-        train(first)
-    second = trainer_of(prepared, QUICK, checkpoint=tmp_path / "b.pt")
-    assert second.resume() and second.epoch == 2
-    resumed = train(second)
-    np.testing.assert_allclose(resumed.latents, unbroken.latents, atol=1e-4)
-    np.testing.assert_allclose(resumed.map.data, unbroken.map.data, atol=1e-4 * np.abs(unbroken.map.data).max())
+        train(trainer)
+    return trainer
+
+
+def assert_equal(model: FlexModel, other: FlexModel) -> None:
+    """To the last bit."""
+    for name in ("latents", "covariance", "history"):
+        np.testing.assert_array_equal(getattr(model, name), getattr(other, name), err_msg=name)
+    np.testing.assert_array_equal(model.map.data, other.map.data)
+    for (name, ours), theirs in zip(model.flow.state_dict().items(), other.flow.state_dict().values(), strict=True):
+        assert bool((ours == theirs).all()), name
+
+
+EVERY_STEP = replace(QUICK, map_every=1, epochs=2, batch=60)  # ten minibatches to a visit
+
+
+@pytest.mark.parametrize(
+    "polls, where",
+    [(3, "start"), (11, "linear"), (14, "epoch"), (18, "map"), (40, "map"), (47, "epoch"), (55, "map"), (80, "last")],
+)
+def test_stopped_anywhere_it_ends_as_an_unbroken_one(
+    prepared: Prepared, unbroken: FlexModel, tmp_path: Path, polls: int, where: str
+) -> None:
+    """Whatever the stop hits: the sums of the linear start, its latents, an epoch, the map after it, the last visit."""
+    kept = Checkpoint(tmp_path / "checkpoint_train.pt", "train")
+    first = stopped_at(prepared, EVERY_STEP, kept, polls)
+    found = {
+        "start": kept.load() is None,
+        "linear": first.fields is not None,
+        "epoch": first.minibatch > 0 and first.fields is None and first.epoch < 2,
+        "map": first.map_due and first.minibatch == 0,
+        "last": first.epoch == 2 and not first.map_due,
+    }
+    assert found[where], (first.epoch, first.minibatch, first.map_due)
+    assert_equal(train(trainer_of(prepared, EVERY_STEP, checkpoint=kept)), unbroken)
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared: Prepared) -> FlexModel:
+    return train(trainer_of(prepared, EVERY_STEP))
+
+
+def test_stopped_at_every_look_it_still_gets_there(prepared: Prepared, unbroken: FlexModel, tmp_path: Path) -> None:
+    """Each start gets a little further, through the sums of the linear start first (ten looks)."""
+    kept = Checkpoint(tmp_path / "checkpoint_train.pt", "train")
+    for _starts in range(200):
+        trainer = trainer_of(prepared, EVERY_STEP, checkpoint=kept)
+        looked = iter([False] * 12 + [True] * 9)
+        trainer.events.should_stop = lambda looked=looked: next(looked)  # type: ignore[misc]
+        try:
+            model = train(trainer)
+        except StopRequested:
+            continue
+        break
+    assert _starts > 4
+    assert_equal(model, unbroken)
+
+
+def test_it_saves_when_it_is_time(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(checkpoint, "ASK_EVERY", 1)
+    kept = Checkpoint(tmp_path / "checkpoint_train.pt", "train")
+    trainer = trainer_of(prepared, EVERY_STEP, checkpoint=kept)
+    trainer.start_latents(None)
+    monkeypatch.setattr(Trainer, "save", lambda self: saved.append(self.minibatch))
+    trainer.run_epoch()
+    assert saved == [0, 4, 8, 0, 0]  # after the epoch, and after its map
+
+
+def test_a_checkpoint_of_another_training_is_not_used(prepared: Prepared, tmp_path: Path) -> None:
+    stopped_at(prepared, EVERY_STEP, Checkpoint(tmp_path / "checkpoint_train.pt", "train"), 20)
+    assert not trainer_of(prepared, EVERY_STEP, checkpoint=Checkpoint(tmp_path / "checkpoint_train.pt", "x")).resume()
 
 
 def torch_of(values: NDArray[np.float32]):  # type: ignore[no-untyped-def]

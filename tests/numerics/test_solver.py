@@ -11,13 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from flex_job.checkpoint import Checkpoint
 from flex_job.events import Events, StopRequested
 from flex_job.flow import FlowGenerator
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
 from flex_job.operator import make_operator, rigid_domain
 from flex_job.reconstruct import reconstruct
-from flex_job.solver import LeastSquares, SolverState, solve
+from flex_job.solver import LeastSquares, solve
+from flex_job.solver_state import SolverState, load_solver_state
 from job_specs.parameters import ReconstructParameters
 
 
@@ -175,18 +177,37 @@ def test_a_resumed_solve_equals_an_unbroken_one(small, after: int) -> None:
     assert resumed.decreases == unbroken.decreases and resumed.iteration == 11
 
 
-def test_weights_summed_alone_give_the_same_preconditioner(small) -> None:
+def test_kept_weights_give_the_same_preconditioner(small) -> None:
     """A resumed solve skips the first gradient; its filter and ridge are those of a solve from the start."""
-    whole, alone = problem_of(small, small.latents, batch_size=17), problem_of(small, small.latents, batch_size=17)
+    whole, resumed = problem_of(small, small.latents, batch_size=17), problem_of(small, small.latents, batch_size=17)
     gradient = whole.first_gradient(None)
-    alone.sum_weights()
-    assert alone.ridge == whole.ridge > 0
-    assert torch.equal(alone.precondition(gradient), whole.precondition(gradient))
+    resumed.set_weight(whole.weight)
+    assert resumed.ridge == whole.ridge > 0
+    assert torch.equal(resumed.precondition(gradient), whole.precondition(gradient))
     # Negative control: half of the particles weigh about half as much.
     few = LeastSquares(small.stack, np.arange(30), small.model, small.positions(small.latents))
-    few.sum_weights()
-    ratio = float(few.precondition(gradient).norm() / alone.precondition(gradient).norm())
+    few.first_gradient(None)
+    ratio = float(few.precondition(gradient).norm() / whole.precondition(gradient).norm())
     assert 1.5 < ratio < 2.5
+
+
+@pytest.mark.parametrize("checks", [2, 5, 11])
+def test_a_solve_stopped_within_a_pass_ends_as_an_unbroken_one(small, tmp_path, checks: int) -> None:
+    """With three batches to a pass the stops come in the first gradient, in the first and in the third product."""
+    unbroken = solve(problem_of(small, batch_size=20), max_iterations=5, tolerance=0.0)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "solve")
+    calls = iter([False] * checks + [True])
+    stopped = problem_of(small, batch_size=20, events=Events(should_stop=lambda: next(calls)))
+    with pytest.raises(StopRequested):
+        solve(stopped, max_iterations=5, tolerance=0.0, checkpoint=checkpoint)
+    resumed = problem_of(small, batch_size=20)
+    state = load_solver_state(checkpoint, resumed.voxels, resumed.group)
+    assert state is not None and state.partial is not None and 0 < int(state.partial.done.sum()) < len(small.stack)
+    state = solve(resumed, max_iterations=5, tolerance=0.0, state=state, checkpoint=checkpoint)
+    assert torch.equal(state.values, unbroken.values) and state.decreases == unbroken.decreases
+    other = problem_of(small).voxels.clone()
+    other[0] += 1
+    assert load_solver_state(checkpoint, other, resumed.group) is None
 
 
 def test_a_start_near_the_solution_saves_the_first_steps(small) -> None:
@@ -307,7 +328,7 @@ def test_a_stopped_reconstruction_goes_on_from_its_checkpoint(small, tmp_path: P
     """In the first half and in the second; the maps are those of an unbroken run, to the last bit."""
     parameters = replace(PLAIN, max_iterations=5, tolerance=0.0)
     unbroken = reconstruct(small.stack, small.support, None, parameters, Events())
-    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "half-maps")
     with pytest.raises(StopRequested):
         reconstruct(small.stack, small.support, None, parameters, _StopAfter(count), checkpoint=checkpoint)
     lines: list[str] = []
@@ -321,7 +342,7 @@ def test_a_stopped_reconstruction_goes_on_from_its_checkpoint(small, tmp_path: P
 
 
 def test_a_checkpoint_of_another_support_is_not_used(small, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "half-maps")
     few = replace(PLAIN, max_iterations=2)
     reconstruct(small.stack, small.support, None, few, Events(), checkpoint=checkpoint)
     smaller = replace(small.support, data=small.support.data * (small.density.data > 0.1 * small.density.data.max()))
