@@ -6,6 +6,7 @@ angstroms, angles radians, points xyz, volumes (z, y, x), image indices 0-based.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 
 from flex_job.volume import Volume
 
-__all__ = ["Consensus", "OpticsGroup"]
+__all__ = ["PIXEL_SIZES_A", "Consensus", "OpticsGroup", "extent_problems"]
+
+PIXEL_SIZES_A = (0.01, 1000.0)  # beyond, the unit is another one or the number is damaged
+LARGEST_RATIO = 4.0
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,22 @@ class Consensus:
         if self.latents is not None:
             changes["latents"] = self.latents[index]
         return replace(self, **changes)
+
+
+def extent_problems(optics: Sequence[OpticsGroup], map: Volume) -> list[str]:
+    """Optics groups whose images show a field much larger or smaller than the map's: one of the two scales is wrong.
+
+    Images are cut to the map's extent or continued to it, which of a wrong scale would take any amount of memory.
+    """
+    across_A = map.box * map.pixel_size_A
+    problems = []
+    low, high = PIXEL_SIZES_A
+    for group in (group for group in optics if low <= group.pixel_size_A <= high):
+        images_A = group.box * group.pixel_size_A
+        if images_A < across_A / LARGEST_RATIO or images_A > across_A * LARGEST_RATIO:
+            problems.append(
+                f"optics group {group.name}: images of {group.box} px of {group.pixel_size_A:g} A show {images_A:g} A, "
+                f"and the map is {across_A:g} A across ({map.box} px of {map.pixel_size_A:g} A); expected about the "
+                "same; correct the pixel size of either"
+            )
+    return problems

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flex_job.consensus import Consensus
+from flex_job.consensus import PIXEL_SIZES_A, Consensus
 from flex_job.records import read_into
 from flex_job.stack_header import StackHeader, open_stack, parse_header, read_header
 
@@ -69,11 +69,8 @@ def _header_problems(
     path: Path, header: StackHeader, numbers: NDArray[np.integer], boxes: NDArray[np.integer]
 ) -> list[str]:
     problems = []
-    if not header.complete:
-        held = max(0, (header.size_bytes - header.offset_bytes) // header.image_bytes)
-        problems.append(
-            f"{path}: truncated, {held} of the {header.count} images its header promises are there; copy it again"
-        )
+    if header.length_problem:
+        problems.append(f"{path}: {header.length_problem}")
     for box in set(boxes.tolist()):
         if (header.height, header.width) != (box, box):
             problems.append(
@@ -160,11 +157,13 @@ class ImageReader:
         return problems
 
     def optics_problems(self) -> list[str]:
-        """Optics groups whose pixel size is not positive."""
+        """Optics groups whose pixel size makes no sense."""
+        low, high = PIXEL_SIZES_A
         return [
-            f"optics group {group.name}: pixel size {group.pixel_size_A:g} A; expected a positive number"
+            f"optics group {group.name}: pixel size {group.pixel_size_A:g} A; expected a positive number, {low:g} to "
+            f"{high:g}; correct it in the particle list"
             for group in self._consensus.optics
-            if group.pixel_size_A <= 0
+            if group.pixel_size_A < low or group.pixel_size_A > high
         ]
 
     def _name(self, particle: int) -> str:

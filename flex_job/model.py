@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flex_job.consensus import PIXEL_SIZES_A
 from flex_job.files import written_aside
 from flex_job.flow import FlowGenerator
-from flex_job.mesh import TetMesh
+from flex_job.input_files import opened_input
+from flex_job.mesh.tetmesh import ENTRIES, TetMesh
+from flex_job.plain_tensors import array_in, load_tensors
+from flex_job.problems import one_line
 from flex_job.volume import Volume
 
 __all__ = ["FlexModel"]
 
 SCHEMA = 1
+MOST_BYTES = 1 << 40
+MOST_LAYERS, MOST_UNITS = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -74,25 +82,50 @@ class FlexModel:
     def load(cls, path: Path) -> FlexModel:
         """Read what `save` wrote. Raises ValueError, with the path, for anything else."""
         try:
-            data = torch.load(path, weights_only=True)
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema {data['schema']}; this version reads schema {SCHEMA}")
-            mesh = TetMesh(**{name: tensor.numpy() for name, tensor in data["mesh"].items()})
-            dims, layers, units = data["flow_shape"]
-            flow = FlowGenerator(dims, layers, units, torch.from_numpy(mesh.motion))
-            flow.load_state_dict(data["flow"])
-            pixel = float(data["pixel_size_A"])
-            return cls(
-                mesh=mesh,
-                flow=flow,
-                latents=data["latents"].numpy(),
-                covariance=data["covariance"].numpy(),
-                map=Volume(data["map"].numpy(), pixel),
-                support=Volume(data["support"].numpy(), pixel),
-                history=data["history"].numpy(),
-                history_names=tuple(data["history_names"]),
-            )
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; expected a trained model (flex_model.pt)") from None
-        except Exception as error:
-            raise ValueError(f"{path}: not a trained model of this software ({error})") from error
+            with opened_input(path, "file", "a trained model (flex_model.pt)", MOST_BYTES) as file:
+                return _model(load_tensors(file))
+        except Exception as error:  # torch raises anything
+            if str(error).startswith(f"{path}: "):
+                raise
+            raise ValueError(
+                one_line(f"{path}: not a trained model of this software ({error}); train it again, or give another")
+            ) from error
+
+
+def _model(data: Mapping[str, Any]) -> FlexModel:
+    """The model in a file's content, all of it checked. Raises ValueError, and others for what is missing."""
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema {data['schema']}; this version reads schema {SCHEMA}")
+    corners = {"vertices_A": 3, "cells": 4}
+    mesh = TetMesh(
+        **{
+            name: array_in(data["mesh"], name, dtype, None, *([corners[name]] if name in corners else []))
+            for name, dtype in ENTRIES.items()
+        }
+    )
+    dims, layers, units = (int(number) for number in data["flow_shape"])
+    if not (1 <= layers <= MOST_LAYERS and dims >= 1 and 1 <= units <= MOST_UNITS):
+        raise ValueError(f"a flow of {dims} latents, {layers} layers and {units} units")
+    weights = dict(data["flow"])
+    array_in(weights, "last.weight", np.float32, 3 * len(mesh.vertices_A), units)
+    array_in(weights, "trunk.0.weight", np.float32, units, dims)
+    for name, tensor in weights.items():
+        array_in(weights, name, np.float32, *tensor.shape)
+    flow = FlowGenerator(dims, layers, units, torch.from_numpy(mesh.motion))
+    flow.load_state_dict(weights)
+    pixel = float(data["pixel_size_A"])
+    if not PIXEL_SIZES_A[0] <= pixel <= PIXEL_SIZES_A[1]:
+        raise ValueError(f"pixel size {pixel:g} A")
+    names = tuple(map(str, data["history_names"]))
+    latents = array_in(data, "latents", np.float32, None, dims)
+    volume = array_in(data, "map", np.float32, None, None, None)
+    return FlexModel(
+        mesh=mesh,
+        flow=flow,
+        latents=latents,
+        covariance=array_in(data, "covariance", np.float32, len(latents), dims, dims),
+        map=Volume(array_in(data, "map", np.float32, *[len(volume)] * 3), pixel),
+        support=Volume(array_in(data, "support", np.float32, *[len(volume)] * 3), pixel),
+        history=array_in(data, "history", np.float64, None, len(names)),
+        history_names=names,
+    )

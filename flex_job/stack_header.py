@@ -1,4 +1,7 @@
-"""The header of an MRC image stack: how many images of what type, and where they begin."""
+"""The header of an MRC file, a stack of images or a volume: how many sections of what type, and where they begin.
+
+A header is not believed: sizes are bounded, and compared with the file's, before anything of that size is made.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["StackHeader", "open_stack", "parse_header", "read_header"]
+from flex_job.input_files import open_input
+from flex_job.problems import one_line
+
+__all__ = ["LARGEST_BOX", "StackHeader", "open_stack", "parse_header", "read_header"]
 
 HEADER_BYTES = 1024
+LARGEST_BOX = 8192  # pixels; an image of it has 256 MiB
 # MRC2014 modes that hold real images; 12 is the float16 of RELION 4 and later.
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
 
 @dataclass(frozen=True, slots=True)
 class StackHeader:
-    """What is needed to find one image in an MRC stack; `size_bytes` is the file's real length."""
+    """What is needed to find one image in an MRC file; `size_bytes` is the file's real length.
+
+    `pixel_size_A` is that along x, not checked: 0 when the header has none, and perhaps not finite.
+    """
 
     count: int
     height: int
@@ -26,14 +36,24 @@ class StackHeader:
     dtype: np.dtype
     offset_bytes: int
     size_bytes: int
+    pixel_size_A: float
 
     @property
     def image_bytes(self) -> int:
         return self.height * self.width * self.dtype.itemsize
 
     @property
-    def complete(self) -> bool:
-        return self.size_bytes >= self.offset_bytes + self.count * self.image_bytes
+    def length_problem(self) -> str | None:
+        """How the file's length contradicts the header; None when it does not."""
+        held = max(0, (self.size_bytes - self.offset_bytes) // self.image_bytes)
+        if self.size_bytes < self.offset_bytes + self.count * self.image_bytes:
+            return f"truncated, {held} of the {self.count} images its header promises are there; copy it again"
+        if held > self.count:
+            return (
+                f"longer than its header says: {self.count} images of {self.image_bytes} bytes are promised and there "
+                f"is room for {held}; the header's size or mode is wrong, write the file again"
+            )
+        return None
 
 
 def read_header(path: Path) -> StackHeader:
@@ -47,30 +67,35 @@ def read_header(path: Path) -> StackHeader:
 
 def open_stack(path: Path) -> int:
     """A descriptor for reading. Raises ValueError, with the path, for what is missing or not to be read."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such image stack; expected the file named in the particle list") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    return open_input(path, "image stack", "the file named in the particle list")
 
 
-def parse_header(descriptor: int, path: Path) -> StackHeader:
-    """The header of an open stack; `path` is told in errors (ValueError)."""
+def parse_header(descriptor: int, path: Path, kind: str = "image stack") -> StackHeader:
+    """The header of an open MRC file; `path` and `kind` are told in errors (ValueError)."""
     try:
         raw = os.pread(descriptor, HEADER_BYTES, 0)
         size = os.fstat(descriptor).st_size
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+        raise ValueError(
+            one_line(f"{path}: cannot be read ({error.strerror}); check the path and its permissions")
+        ) from None
     if len(raw) < HEADER_BYTES:
-        raise ValueError(f"{path}: {size} bytes, shorter than an MRC header of {HEADER_BYTES}; copy the stack again")
+        raise ValueError(
+            one_line(f"{path}: {size} bytes, shorter than an MRC header of {HEADER_BYTES}; copy the {kind} again")
+        )
     for order in "<>":
         width, height, count, mode = struct.unpack(f"{order}4i", raw[:16])
         (extended,) = struct.unpack(f"{order}i", raw[92:96])
-        if mode in MODES and min(width, height, count) > 0 and max(width, height) < 65536 and extended >= 0:
+        if mode in MODES and min(width, height, count) > 0 and max(width, height) <= LARGEST_BOX and extended >= 0:
+            (intervals,) = struct.unpack(f"{order}i", raw[28:32])
+            (cell_A,) = struct.unpack(f"{order}f", raw[40:44])
+            pixel = cell_A / intervals if intervals > 0 else 0.0
             dtype = np.dtype(order + MODES[mode])
-            return StackHeader(count, height, width, dtype, HEADER_BYTES + extended, size)
+            return StackHeader(count, height, width, dtype, HEADER_BYTES + extended, size, pixel)
+    width, height, count, mode = struct.unpack("<4i", raw[:16])
     raise ValueError(
-        f"{path}: not an MRC image stack (size {width} x {height} x {count}, mode {mode}); "
-        f"expected positive sizes and one of the modes {', '.join(map(str, MODES))}"
+        one_line(
+            f"{path}: not an MRC {kind} (size {width} x {height} x {count}, mode {mode}); expected 1 to {LARGEST_BOX} "
+            f"pixels a side and one of the modes {', '.join(map(str, MODES))}; give another file"
+        )
     )

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from flex_job.events import Events
 from flex_job.mask import check_mask
-from flex_job.mesh.cryosparc import read_cryosparc_mesh
+from flex_job.mesh.inputs import read_cuts, read_mesh
 from flex_job.mesh.lattice import lattice_mesh
 from flex_job.mesh.locate import locate
 from flex_job.mesh.region import SUPPORT_LEVEL, region_field
 from flex_job.mesh.sampling import voxel_positions
-from flex_job.mesh.segments import cell_segments, parse_fuse, parse_rigid, part_segments, segment_labels
+from flex_job.mesh.segments import cell_segments, part_segments
 from flex_job.mesh.surface import Surface, extract_surface
 from flex_job.mesh.tetmesh import TetMesh, cell_quality, cell_volumes
 from flex_job.mesh.topology import inner_faces, split_along
@@ -82,19 +82,22 @@ def build_mesh(
     """
     events = events or Events()
     started = time.monotonic()
-    fuse, rigid, labels = _checked(map, mask, parameters, zero_motion, segmentation)
+    problems = check_mask(mask, map)
+    cuts = read_cuts(parameters, map, zero_motion, segmentation, problems)
+    if problems:
+        raise ValueError("cannot build a mesh: " + "; ".join(problems))
     if parameters.mesh:
         mesh = _import(Path(parameters.mesh), mask, zero_motion, events)
     else:
         edge_A = map.box * map.pixel_size_A / parameters.tetra_cells
         vertices, cells = _fill_mask(mask, edge_A, events)
         segment = np.zeros(len(cells), dtype=np.int32)
-        if labels is not None:
-            segment = cell_segments(vertices, cells, labels, map.pixel_size_A)
-            cells, origin = part_segments(cells, segment, fuse)
+        if cuts.labels is not None:
+            segment = cell_segments(vertices, cells, cuts.labels, map.pixel_size_A)
+            cells, origin = part_segments(cells, segment, cuts.fuse)
             vertices = vertices[origin]
         weights = rigidity_weights(vertices, cells, map, parameters.rigidity_min, parameters.stiffen_low_density)
-        weights[np.isin(segment, list(rigid))] = RIGID_WEIGHT
+        weights[np.isin(segment, list(cuts.rigid))] = RIGID_WEIGHT
         motion = motion_factor(vertices, cells, zero_motion)
         mesh = TetMesh(vertices, cells, weights, motion, segment)
     quality = cell_quality(mesh.vertices_A, mesh.cells)
@@ -179,46 +182,9 @@ def _positive(vertices: NDArray[np.float64], cells: NDArray[np.int32]) -> tuple[
     return vertices, cells
 
 
-def _checked(
-    map: Volume, mask: Volume, parameters: MeshParameters, zero_motion: Volume | None, segmentation: Volume | None
-) -> tuple[frozenset[tuple[int, int]], frozenset[int], NDArray[np.int32] | None]:
-    """Fuse pairs, rigid segments and labels, after all inputs were checked. Raises one ValueError for all problems."""
-    problems = check_mask(mask, map)
-    for name, volume in (("zero-motion mask", zero_motion), ("segmentation", segmentation)):
-        if volume is not None and volume.box != map.box:
-            problems.append(
-                f"the {name}'s box is {volume.box} px but the map's is {map.box} px; resample it to the map"
-            )
-    fuse: frozenset[tuple[int, int]] = frozenset()
-    rigid: frozenset[int] = frozenset()
-    labels = None
-    try:
-        fuse = parse_fuse(parameters.fuse)
-    except ValueError as error:
-        problems.append(str(error))
-    try:
-        rigid = parse_rigid(parameters.rigid_segments)
-    except ValueError as error:
-        problems.append(str(error))
-    if segmentation is not None:
-        try:
-            labels = segment_labels(segmentation)
-            known = {int(name) for name in np.unique(labels) if name > 0}
-            strange = sorted(({name for pair in fuse for name in pair} | rigid) - known)
-            if strange:
-                problems.append(f"segments {strange} are named but the segmentation has only {sorted(known)}")
-        except ValueError as error:
-            problems.append(str(error))
-    elif fuse or rigid:
-        problems.append("fuse and rigid_segments need a segmentation; none was given")
-    if problems:
-        raise ValueError("cannot build a mesh: " + "; ".join(problems))
-    return fuse, rigid, labels
-
-
 def _import(path: Path, mask: Volume, zero_motion: Volume | None, events: Events) -> TetMesh:
     """The mesh of a file, ours or cryoSPARC's; must cover the mask. Raises ValueError."""
-    mesh = TetMesh.load(path) if path.suffix == ".npz" else read_cryosparc_mesh(path)
+    mesh = read_mesh(path)
     if zero_motion is not None:
         held = np.minimum(mesh.motion, motion_factor(mesh.vertices_A, mesh.cells, zero_motion))
         mesh = TetMesh(mesh.vertices_A, mesh.cells, mesh.rigidity, held, mesh.segment)

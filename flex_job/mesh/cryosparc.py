@@ -9,6 +9,7 @@ first one, xyz.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from itertools import product
@@ -16,16 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from flex_job.consensus import PIXEL_SIZES_A
 from flex_job.mask import soft_mask
 from flex_job.mesh.locate import locate
+from flex_job.mesh.plain_pickle import load_plain_pickle
 from flex_job.mesh.region import SUPPORT_LEVEL
 from flex_job.mesh.sampling import voxel_positions
-from flex_job.mesh.tetmesh import TetMesh, cell_volumes
+from flex_job.mesh.tetmesh import LARGEST_A, TetMesh, cell_volumes
+from flex_job.problems import one_line
+from flex_job.stack_header import LARGEST_BOX
 from flex_job.volume import Volume
 
-__all__ = ["load_plain_pickle", "read_cryosparc_mesh", "write_cryosparc_mesh"]
+__all__ = ["read_cryosparc_mesh", "write_cryosparc_mesh"]
 
 KEYS = ("N", "psize_A", "tm_points", "tm_cells", "tm_tetraidx_map", "tm_rweights")
 # Of the voxels with a cell, the part that must be found in it for a convention to be believed.
@@ -36,27 +41,51 @@ def read_cryosparc_mesh(path: str | Path) -> TetMesh:
     """The mesh of a cryoSPARC `flex_mesh` file. Raises ValueError, with the path, for anything else."""
     path = Path(path)
     content = load_plain_pickle(path)
-    missing = [key for key in KEYS if not isinstance(content, dict) or key not in content]
+    missing = [key for key in KEYS if key not in content]
     if missing:
-        raise ValueError(f"{path}: not a cryoSPARC mesh: {', '.join(missing)} missing")
+        raise ValueError(one_line(f"{path}: not a cryoSPARC mesh: {', '.join(missing)} missing; export it again"))
     try:
-        box, pixel_size = int(content["N"]), float(content["psize_A"])
-        points = np.asarray(content["tm_points"], dtype=np.float64).reshape(-1, 3)
-        cells = np.asarray(content["tm_cells"], dtype=np.int32).reshape(-1, 4)
-        owner = np.asarray(content["tm_tetraidx_map"], dtype=np.int64).reshape(box, box, box)
-        rigidity = np.asarray(content["tm_rweights"], dtype=np.float32).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a cryoSPARC mesh with unusable entries ({error})") from error
+        mesh = _mesh(content)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(one_line(f"{path}: a cryoSPARC mesh with unusable entries: {error}")) from error
+    return mesh
+
+
+def _mesh(content: dict[str, Any]) -> TetMesh:
+    """The mesh in a file's entries. Raises ValueError, TypeError or OverflowError."""
+    box, pixel_size = content["N"], float(content["psize_A"])
+    if type(box) is not int or not 1 <= box <= LARGEST_BOX:
+        raise ValueError(f"N is {box}; expected a whole number from 1 to {LARGEST_BOX}")
+    low, high = PIXEL_SIZES_A
+    if not low <= pixel_size <= high:
+        raise ValueError(f"psize_A is {pixel_size:g}; expected {low:g} to {high:g}")
+    points = _entry(content, "tm_points", "iuf", (-1, 3), np.float64)
+    cells = _entry(content, "tm_cells", "iu", (-1, 4), np.int64)
+    owner = _entry(content, "tm_tetraidx_map", "iu", (box, box, box), np.int64)
+    rigidity = _entry(content, "tm_rweights", "iuf", (-1,), np.float32)
     if len(cells) == 0 or cells.min() < 0 or cells.max() >= len(points) or owner.max() >= len(cells):
-        raise ValueError(f"{path}: a cryoSPARC mesh whose cells or voxels name vertices or cells that are not there")
-    vertices = _in_our_frame(path, points, cells, owner, pixel_size)
+        raise ValueError("cells or voxels name vertices or cells that are not there")
+    if not (np.abs(points) <= LARGEST_A).all():
+        raise ValueError(f"tm_points has values that are not numbers of at most {LARGEST_A:g} in size")
+    vertices = _in_our_frame(points, cells, owner, pixel_size)
     inverted = cell_volumes(vertices, cells) < 0
     cells[inverted] = cells[inverted][:, [0, 2, 1, 3]]
     motion = np.ones(len(vertices), dtype=np.float32)
-    try:
-        return TetMesh(vertices, cells, rigidity, motion, np.zeros(len(cells), dtype=np.int32))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return TetMesh(vertices, cells.astype(np.int32), rigidity, motion, np.zeros(len(cells), dtype=np.int32))
+
+
+def _entry(content: dict[str, Any], name: str, kinds: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of the file, as `dtype`. Raises ValueError, with its name, when it is no array of these `kinds`."""
+    value = content[name]
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
+        raise ValueError(f"{name} is not an array of {'whole ' if 'f' not in kinds else ''}numbers")
+    if math.prod(value.shape) % math.prod(side for side in shape if side > 0) or (
+        -1 not in shape and value.size != math.prod(shape)
+    ):
+        expected = ", ".join("n" if side < 0 else str(side) for side in shape)
+        raise ValueError(f"{name} has shape {value.shape}; expected ({expected})")
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN are told later
+        return value.reshape(shape).astype(dtype)
 
 
 def write_cryosparc_mesh(mesh: TetMesh, mask: Volume, path: str | Path) -> Path:
@@ -84,68 +113,14 @@ def write_cryosparc_mesh(mesh: TetMesh, mask: Volume, path: str | Path) -> Path:
     return path
 
 
-def load_plain_pickle(path: str | Path) -> Any:
-    """Unpickle a file that holds only containers, numbers, text and numeric numpy arrays.
-
-    Anything else, functions and classes above all, is refused with a ValueError before it is made.
-    """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            content = _PlainUnpickler(file).load()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected a cryoSPARC mesh") from None
-    except Exception as error:
-        raise ValueError(f"{path}: not a pickle of plain arrays ({error})") from error
-    return content
-
-
-# The functions that numpy pickles its arrays and numbers with, taken from numpy itself, under their stored names.
-MAKERS = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
-    ("numpy.core.numeric", "_frombuffer"): np.empty(1).__reduce_ex__(5)[0],
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows the few functions that numpy arrays and numbers are pickled with, under numpy 1's and 2's names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        home = module.replace("numpy._core", "numpy.core")
-        if (home, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (home, name) == ("numpy", "dtype"):
-            return _numeric_dtype
-        if (home, name) in MAKERS:
-            return MAKERS[home, name]
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"refused {module}.{name}: only plain numpy arrays are read")
-
-
-def _numeric_dtype(description: Any, *flags: Any) -> np.dtype[Any]:
-    dtype = np.dtype(description, *flags)
-    if dtype.kind not in "biuf":
-        raise pickle.UnpicklingError(f"refused an array of {dtype}: only numbers are read")
-    return dtype
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How older protocols store bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"refused text in {encoding}")
-    return text.encode("latin1")
-
-
 def _in_our_frame(
-    path: Path, points: NDArray[np.float64], cells: NDArray[np.int32], owner: NDArray[np.int64], pixel_size: float
+    points: NDArray[np.float64], cells: NDArray[np.int64], owner: NDArray[np.int64], pixel_size: float
 ) -> NDArray[np.float64]:
     """`points` as xyz in angstrom from the box centre, by the convention that `owner` (z, y, x or x, y, z) confirms."""
     box = owner.shape[0]
     voxels = np.argwhere(owner >= 0)
     if len(voxels) == 0:
-        raise ValueError(f"{path}: a cryoSPARC mesh with no voxel in any cell")
+        raise ValueError("no voxel in any cell")
     chosen = voxels[np.random.default_rng(0).permutation(len(voxels))[:4000]]
     expected = owner[tuple(chosen.T)]
     scores = []
@@ -156,7 +131,7 @@ def _in_our_frame(
     score, unit, start, swap_points = max(scores)
     if score < BELIEVED:
         raise ValueError(
-            f"{path}: under no known convention for tm_points do the voxels lie in the cells of tm_tetraidx_map "
+            "under no known convention for tm_points do the voxels lie in the cells of tm_tetraidx_map "
             f"({100 * score:.0f} % at best); export the mesh again, or build one"
         )
     index = (points if swap_points else points[:, ::-1]) / unit + start
@@ -164,7 +139,7 @@ def _in_our_frame(
 
 
 def _agreement(
-    index: NDArray[np.float64], cells: NDArray[np.int32], voxels: NDArray[np.int64], cell: NDArray[np.int64]
+    index: NDArray[np.float64], cells: NDArray[np.int64], voxels: NDArray[np.int64], cell: NDArray[np.int64]
 ) -> float:
     """The part of `voxels` (n, 3) that lie, within a little, in their cell when vertices are at `index` (same axes)."""
     corners = index[cells[cell]]

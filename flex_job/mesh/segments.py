@@ -14,12 +14,14 @@ from flex_job.volume import Volume
 
 __all__ = ["cell_segments", "parse_fuse", "parse_rigid", "part_segments", "segment_labels"]
 
+LARGEST_LABEL = 1000
+
 
 def parse_fuse(text: str) -> frozenset[tuple[int, int]]:
     """Pairs (low, high) from "1-2,2-3". Raises ValueError with what was given."""
     pairs = set()
     for item in _items(text):
-        match = re.fullmatch(r"(\d+)\s*-\s*(\d+)", item)
+        match = re.fullmatch(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})", item)
         if not match or match[1] == match[2]:
             raise ValueError(f'fuse: "{item}" in "{text}" is not a pair of segments; expected for example "1-2,2-3"')
         low, high = sorted((int(match[1]), int(match[2])))
@@ -30,7 +32,7 @@ def parse_fuse(text: str) -> frozenset[tuple[int, int]]:
 def parse_rigid(text: str) -> frozenset[int]:
     """Segment numbers from "1,3". Raises ValueError with what was given."""
     for item in _items(text):
-        if not item.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", item):
             raise ValueError(
                 f'rigid_segments: "{item}" in "{text}" is not a segment number; expected for example "1,3"'
             )
@@ -39,12 +41,14 @@ def parse_rigid(text: str) -> frozenset[int]:
 
 def segment_labels(segmentation: Volume) -> NDArray[np.int32]:
     """The labels (z, y, x) of a segmentation volume: whole numbers, 0 where there is none. Raises ValueError."""
-    labels = np.rint(segmentation.data).astype(np.int32)
-    off = float(np.abs(segmentation.data - labels).max())
-    if off > 0.05 or labels.min() < 0:
+    rounded = np.rint(segmentation.data)
+    off = float(np.abs(segmentation.data - rounded).max())
+    labels = np.clip(rounded, -1, LARGEST_LABEL + 1).astype(np.int32)
+    if off > 0.05 or labels.min() < 0 or labels.max() > LARGEST_LABEL:
         raise ValueError(
-            "the segmentation must hold whole numbers, 0 outside and 1, 2, ... for the segments; this one has values "
-            f"from {segmentation.data.min():g} to {segmentation.data.max():g}, up to {off:.2g} off a whole number"
+            f"the segmentation must hold whole numbers, 0 outside and 1 to at most {LARGEST_LABEL} for the segments; "
+            f"this one has values from {segmentation.data.min():g} to {segmentation.data.max():g}, up to {off:.2g} off "
+            "a whole number"
         )
     if labels.max() == 0:
         raise ValueError("the segmentation is empty: all its voxels are 0; expected segments 1, 2, ...")

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.files import written_aside
+from flex_job.input_files import opened_input
+from flex_job.problems import one_line
 
 __all__ = ["TetMesh", "cell_gradients", "cell_quality", "cell_volumes"]
 
 SCHEMA = 1
+ENTRIES = {
+    "vertices_A": np.float64,
+    "cells": np.int32,
+    "rigidity": np.float32,
+    "motion": np.float32,
+    "segment": np.int32,
+}
+MOST_BYTES = 1 << 30  # of a file, unpacked: some ten million cells
+LARGEST_A = 1e6  # no vertex is farther from the centre
+MOST_BINS = 30_000_000  # of half a cell, over the whole mesh: points are looked up in a table of them
+MOST_MEMBERS = 1000  # bins that a cell may lie in, on average
 
 
 @dataclass(frozen=True)
@@ -68,21 +83,25 @@ class TetMesh:
         """Read what `save` wrote. Raises ValueError, with the path, for anything else."""
         path = Path(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                schema = int(file["schema"])
-                if schema != SCHEMA:
-                    raise ValueError(f"schema {schema}; this version reads schema {SCHEMA}")
-                return cls(
-                    vertices_A=file["vertices_A"].astype(np.float64),
-                    cells=file["cells"].astype(np.int32),
-                    rigidity=file["rigidity"].astype(np.float32),
-                    motion=file["motion"].astype(np.float32),
-                    segment=file["segment"].astype(np.int32),
-                )
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; expected a mesh (.npz)") from None
-        except Exception as error:
-            raise ValueError(f"{path}: not a mesh written by flex-job ({error})") from error
+            with opened_input(path, "file", "a mesh (.npz)", MOST_BYTES) as file:
+                arrays = _arrays(file)
+            return cls(**{name: arrays[name].astype(dtype, casting="same_kind") for name, dtype in ENTRIES.items()})
+        except Exception as error:  # zipfile and numpy raise anything
+            if str(error).startswith(f"{path}: "):
+                raise
+            raise ValueError(one_line(f"{path}: not a mesh written by flex-job ({error}); build it again")) from error
+
+
+def _arrays(file: BinaryIO) -> dict[str, NDArray[Any]]:
+    """The arrays of a mesh file. Raises ValueError for another schema, and where they are larger than any mesh is."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MOST_BYTES:
+        raise ValueError(f"{size} bytes unpacked; expected at most {MOST_BYTES}")
+    with np.load(file, allow_pickle=False) as archive:
+        if (schema := int(archive["schema"])) != SCHEMA:
+            raise ValueError(f"schema {schema}; this version reads schema {SCHEMA}")
+        return {name: archive[name] for name in ENTRIES}
 
 
 def cell_volumes(vertices_A: NDArray[np.floating], cells: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -129,11 +148,24 @@ def _problems(mesh: TetMesh) -> list[str]:
     for name, expected in (("rigidity", len(cells)), ("segment", len(cells)), ("motion", len(vertices))):
         if getattr(mesh, name).shape != (expected,):
             problems.append(f"{name} has shape {getattr(mesh, name).shape}; expected ({expected},)")
-    if not np.isfinite(vertices).all():
-        problems.append("some vertices are not finite")
+    if not (np.abs(vertices) <= LARGEST_A).all():  # NaN is not <= anything
+        problems.append(f"some vertices are not numbers of at most {LARGEST_A:g} A")
+    for name, most in (("rigidity", LARGEST_A), ("motion", 1.0)):
+        if not ((getattr(mesh, name) >= 0) & (getattr(mesh, name) <= most)).all():
+            problems.append(f"{name} has values that are not numbers from 0 to {most:g}")
     if cells.min() < 0 or cells.max() >= len(vertices):
-        return [*problems, f"cells name vertices {cells.min()} to {cells.max()}; there are {len(vertices)}"]
+        problems.append(f"cells name vertices {cells.min()} to {cells.max()}; there are {len(vertices)}")
+    if problems:
+        return problems
     wrong = int((cell_volumes(vertices, cells) <= 0).sum())
     if wrong:
-        problems.append(f"{wrong} of {len(cells)} cells are flat or inverted (volume not above 0)")
-    return problems
+        return [f"{wrong} of {len(cells)} cells are flat or inverted (volume not above 0)"]
+    corners = vertices[cells]
+    size = corners.max(axis=1) - corners.min(axis=1)
+    bin_A = 0.5 * float(np.median(size.max(axis=1)))
+    with np.errstate(over="ignore"):
+        bins = np.prod((corners.max(axis=(0, 1)) - corners.min(axis=(0, 1))) / bin_A + 3)
+        members = np.prod(size / bin_A + 2, axis=1).mean()
+    if bins > MOST_BINS or members > MOST_MEMBERS:
+        return [f"cells of very different sizes (half of them below {2 * bin_A:g} A); expected cells of about one size"]
+    return []

@@ -11,6 +11,8 @@ from integration.relion.star import BadColumn, Table
 
 __all__ = ["Columns"]
 
+SHOWN = 20  # optics groups in a message
+
 
 class Columns:
     """The particle table joined with the optics table, as RELION reads CTF values (CTF::readByGroup).
@@ -80,16 +82,21 @@ class Columns:
                     "give the particles as the refinement wrote them"
                 )
                 return np.zeros(count, dtype=np.int64)
-        defined = np.nan_to_num(self.numbers(self.optics, "rlnOpticsGroup")).astype(np.int64)
-        wanted = np.nan_to_num(self.numbers(self.particles, "rlnOpticsGroup")).astype(np.int64)
+        defined = np.nan_to_num(self.numbers(self.optics, "rlnOpticsGroup"))
+        wanted = np.nan_to_num(self.numbers(self.particles, "rlnOpticsGroup"))
+        listed = ", ".join(f"{number:g}" for number in np.sort(defined)[:SHOWN])
+        if len(np.unique(defined)) < len(defined):
+            self.problems.append(
+                f"table {self.optics.name} defines an optics group twice ({listed}); number the groups differently"
+            )
         order = np.argsort(defined, kind="stable")
         rows = order[np.searchsorted(defined[order], wanted).clip(0, len(defined) - 1)]
         unknown = defined[rows] != wanted
         if unknown.any():
-            numbers = ", ".join(map(str, np.unique(wanted[unknown])[:5]))
+            numbers = ", ".join(f"{number:g}" for number in np.unique(wanted[unknown])[:5])
             self.problems.append(
                 f"{unknown.sum()} particles have an unknown optics group ({numbers}); the optics table defines "
-                f"{', '.join(map(str, np.sort(defined)))}; correct rlnOpticsGroup or add the missing groups"
+                f"{listed}; correct rlnOpticsGroup or add the missing groups"
             )
             rows = np.where(unknown, 0, rows)
         return rows

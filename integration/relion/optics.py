@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from flex_job.consensus import OpticsGroup
 from integration.relion.columns import Columns
-from integration.relion.star import Table
+from integration.relion.star import LARGEST, Table
 
 __all__ = ["read_optics"]
 
@@ -19,6 +19,7 @@ BOUNDS = {
     "spherical aberration (mm)": (-100.0, 100.0),
     "amplitude contrast": (0.0, 1.0),
 }
+LARGEST_AREA = 10.0  # of a square of area one, under the magnification matrix
 
 
 def read_optics(
@@ -81,7 +82,8 @@ def _pixel_size(columns: Columns, table: Table) -> NDArray[np.float64]:
         return columns.first(["rlnImagePixelSize"], [table], None)
     detector_um = columns.first(["rlnDetectorPixelSize"], [table], None)
     magnification = columns.first(["rlnMagnification"], [table], None)
-    return np.divide(1e4 * detector_um, magnification, out=np.zeros_like(detector_um), where=magnification != 0)
+    with np.errstate(over="ignore"):  # infinite is told as any other size that makes no sense
+        return np.divide(1e4 * detector_um, magnification, out=np.zeros_like(detector_um), where=magnification != 0)
 
 
 def _distinct(keys: list[NDArray[np.generic]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -111,10 +113,11 @@ def _magnification(columns: Columns, row: int) -> tuple[tuple[float, float], tup
         _optics_number(columns, f"rlnMagMat{place}", row, default)
         for place, default in (("00", 1.0), ("01", 0.0), ("10", 0.0), ("11", 1.0))
     )
-    if xx * yy - xy * yx <= 0:
+    area = xx * yy - xy * yx
+    if area <= 1 / LARGEST_AREA or area >= LARGEST_AREA:
         columns.problems.append(
             f"optics row {row + 1}: the magnification matrix [[{xx:g}, {xy:g}], [{yx:g}, {yy:g}]] mirrors or flattens "
-            "the image; expected one near the identity; correct rlnMagMat00 to rlnMagMat11"
+            "the image, or blows it up; expected one near the identity; correct rlnMagMat00 to rlnMagMat11"
         )
     return (xx, xy), (yx, yy)
 
@@ -128,7 +131,9 @@ def _vector(columns: Columns, label: str, row: int) -> tuple[float, ...]:
         coefficients = tuple(float(number) for number in text.strip("[] ").split(",") if number.strip())
     except ValueError:
         coefficients = (float("nan"),)
-    if not np.isfinite(coefficients).all():
-        columns.problems.append(f"optics row {row + 1}: {label} is {text!r}; expected finite numbers as [1.5,0,-2]")
+    if not all(abs(number) <= LARGEST for number in coefficients):  # NaN is not <= anything
+        columns.problems.append(
+            f"optics row {row + 1}: {label} is {text!r}; expected a list of numbers such as [1.5,0,-2]"
+        )
         return ()
     return coefficients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +13,32 @@ from numpy.typing import NDArray
 
 from integration.relion.star import read_star, read_table
 
-__all__ = ["ImageNames", "Optimiser", "find_half_maps", "find_map", "find_root", "parse_image_names", "read_optimiser"]
+__all__ = [
+    "ImageNames",
+    "Optimiser",
+    "climbs",
+    "find_half_maps",
+    "find_map",
+    "find_root",
+    "parse_image_names",
+    "read_optimiser",
+]
 
 PROBED_STACKS = 20
+IMAGE_NUMBER = re.compile("[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
 class ImageNames:
-    """Stacks as named in the STAR file, and for each particle its stack and its 0-based image there."""
+    """Stacks as named in the STAR file, and for each particle its stack and its 0-based image there.
+
+    `inside` says that no name climbs out of the project; else no stack is to be opened.
+    """
 
     stacks: tuple[str, ...]
     stack_index: NDArray[np.int32]
     image_index: NDArray[np.int64]
+    inside: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,18 +59,35 @@ def parse_image_names(names: Sequence[str], problems: list[str]) -> ImageNames:
     for row, name in enumerate(names):
         image, at, stack = name.rpartition("@")
         stack_index[row] = numbers.setdefault(stack, len(numbers))
-        if not at:
+        if not at and stack:
             continue
-        try:
+        if stack and IMAGE_NUMBER.fullmatch(image):
             image_index[row] = int(image) - 1
-        except ValueError:
+        else:
             broken.append((row, name))
     if broken:
         row, name = broken[0]
         problems.append(
-            f"column rlnImageName: {len(broken)} values are not number@stack, the first is {name!r} in row {row + 1}"
+            f"column rlnImageName: {len(broken)} values are not number@stack, the first is {name!r} in row {row + 1}; "
+            "expected such as 000001@Extract/job005/a.mrcs; correct them or remove these rows"
         )
-    return ImageNames(tuple(numbers), stack_index, image_index)
+    outside = [stack for stack in numbers if climbs(stack)]
+    if outside:
+        problems.append(
+            f"column rlnImageName: {len(outside)} image stacks are outside the project, the first is {outside[0]}; "
+            "expected names relative to the project folder; link what you need into the project (ln -s), or give its "
+            "full path"
+        )
+    return ImageNames(tuple(numbers), stack_index, image_index, not outside)
+
+
+def climbs(name: str) -> bool:
+    """Whether a relative name leaves the folder that it is relative to.
+
+    RELION writes no such names, and since the project folder is searched for, they might mean any file. Full paths are
+    usual and say what they mean, links inside the project are made on purpose: both are followed.
+    """
+    return ".." in name and os.path.normpath(name).split("/")[0] == ".."
 
 
 def find_root(star: Path, stacks: Sequence[str]) -> Path | None:
@@ -66,7 +98,7 @@ def find_root(star: Path, stacks: Sequence[str]) -> Path | None:
     step = max(1, len(stacks) // PROBED_STACKS)
     probes = stacks[::step]
     candidates = [*star.absolute().parents, *star.resolve().parents, Path.cwd()]
-    counts = [sum((folder / probe).is_file() for probe in probes) for folder in candidates]
+    counts = [sum(os.path.isfile(folder / probe) for probe in probes) for folder in candidates]
     best = max(counts)
     return candidates[counts.index(best)] if best else None
 
@@ -87,7 +119,7 @@ def read_optimiser(star: Path, problems: list[str]) -> Optimiser:
         return Optimiser(path)
 
     def value(label: str) -> str:
-        return table.strings(label)[0] if label in table else ""
+        return table.strings(label)[0] if label in table and len(table) else ""
 
     mask = value("rlnSolventMaskName")
     flipped = value("rlnCtfDataArePhaseFlipped").lower() in ("1", "true", "yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from flex_job.consensus import Consensus
+from flex_job.consensus import PIXEL_SIZES_A, Consensus, extent_problems
 from flex_job.images import ImageReader, read_header
 from flex_job.mask import check_mask
 from flex_job.problems import InputProblems
@@ -19,12 +20,14 @@ from integration.relion.optics import read_optics
 from integration.relion.project import (
     ImageNames,
     Optimiser,
+    climbs,
     find_half_maps,
     find_map,
     find_root,
     parse_image_names,
     read_optimiser,
 )
+from integration.relion.rows import particle_loop
 from integration.relion.star import find_optics, find_particles, read_star
 
 __all__ = ["read_consensus"]
@@ -67,6 +70,8 @@ def read_consensus(
                 "expected run_data.star of a 3D refinement"
             ]
         )
+    if optics is not None and not len(optics):
+        raise InputProblems([f"{star}: the optics table has no rows; give the particles as the refinement wrote them"])
     columns = Columns(particles, optics, problems)
     if (
         optics is not None
@@ -105,8 +110,13 @@ def read_consensus(
             path for path in (star, optimiser.path, map_file, *half_files, mask_file) if path is not None
         ),
     )
+    problems += _layout_problems(star, len(particles))
+    if consensus_map is not NO_MAP:
+        problems += extent_problems(groups, consensus_map)
     reader = ImageReader(consensus)
-    if root is None:
+    if not names.inside:
+        problems += reader.optics_problems()
+    elif root is None:
         problems += reader.optics_problems()
         problems.append(
             f"none of the {len(stacks)} image stacks is found from {star.absolute().parent} or any folder above it, "
@@ -117,6 +127,17 @@ def read_consensus(
     if problems:
         raise InputProblems(dict.fromkeys(problems))
     return consensus
+
+
+def _layout_problems(star: Path, count: int) -> list[str]:
+    """Whether latents can be added to the file's rows in the end, which takes one line for each."""
+    try:
+        lines = particle_loop(star)[2]
+    except ValueError as error:
+        return [str(error)]
+    if lines == count:
+        return []
+    return [f"{star}: {count} particles in {lines} lines; expected one line for each, as RELION writes them"]
 
 
 def _has(columns: Columns, label: str) -> bool:
@@ -179,7 +200,7 @@ def _latents(columns: Columns, names: Sequence[str]) -> NDArray[np.float64] | No
 def _stack_boxes(names: ImageNames, stacks: Sequence[Path]) -> NDArray[np.int64]:
     """Box of each particle's images (n,) from the stack's header; 0 where it cannot be read, which is told later."""
     boxes = np.zeros(len(stacks), dtype=np.int64)
-    for number, path in enumerate(stacks):
+    for number, path in enumerate(stacks if names.inside else ()):
         try:
             boxes[number] = read_header(path).width
         except ValueError:
@@ -200,9 +221,14 @@ def _find_volumes(
     if map_file is None:
         problems.append(f"no consensus map beside {star} (such as run_class001.mrc); give one with --in_3dref")
     mask_file = Path(mask_path) if mask_path else None
-    if mask_file is None and optimiser.mask_name:
+    if mask_file is None and optimiser.mask_name and climbs(optimiser.mask_name):
+        problems.append(
+            f"the mask {optimiser.mask_name} that {optimiser.path} names is outside the project; expected one inside; "
+            "give it with --in_mask"
+        )
+    elif mask_file is None and optimiser.mask_name:
         mask_file = (root or Path()) / optimiser.mask_name
-        if not mask_file.is_file():
+        if not os.path.isfile(mask_file):
             problems.append(
                 f"the mask {optimiser.mask_name} that {optimiser.path} names is not at {mask_file}; "
                 "give one with --in_mask"
@@ -240,7 +266,11 @@ def _volume(path: Path | None, problems: list[str]) -> Volume | None:
     except ValueError as error:
         problems.append(str(error))
         return None
-    if not volume.pixel_size_A > 0:
-        problems.append(f"{path}: pixel size {volume.pixel_size_A:g} A in the MRC header; expected a positive number")
+    low, high = PIXEL_SIZES_A
+    if not low <= volume.pixel_size_A <= high:
+        problems.append(
+            f"{path}: pixel size {volume.pixel_size_A:g} A in the MRC header; expected a positive number, {low:g} to "
+            f"{high:g}; set it (relion_image_handler --angpix)"
+        )
         return None
     return volume

@@ -11,7 +11,15 @@ import numpy as np
 from gemmi import cif
 from numpy.typing import NDArray
 
+from flex_job.input_files import opened_input
+from flex_job.memory import free_memory
+from flex_job.problems import one_line
+
 __all__ = ["BadColumn", "Table", "find_optics", "find_particles", "read_star", "read_table"]
+
+
+MEMORY_PER_BYTE = 3  # of a file with some thirty columns
+LARGEST = 1e9  # in size, of any number that is read: all have units in which they are far smaller
 
 
 class BadColumn(ValueError):
@@ -45,34 +53,33 @@ class Table:
         return [cif.as_string(value) if value[0] in "'\";" else value for value in self.raw(label)]
 
     def numbers(self, label: str) -> NDArray[np.float64]:
-        """The column as numbers. Raises BadColumn, with the row, at what is not a finite number."""
+        """The column as numbers. Raises BadColumn, with the row, at what is not a number of at most LARGEST in size."""
         values = self.strings(label)
         try:
             numbers = np.array(values, dtype=np.float64)
         except ValueError:
             numbers = np.array([_number(value) for value in values])
-        broken = np.flatnonzero(~np.isfinite(numbers))
+        broken = np.flatnonzero(~(np.abs(numbers) <= LARGEST))  # NaN is not <= anything
         if len(broken):
             row = int(broken[0])
             raise BadColumn(
-                f"column {label} of table {self.name or '(unnamed)'} has {len(broken)} values that are not finite "
-                f"numbers, the first is {values[row]!r} in row {row + 1}; correct them or remove these rows"
+                f"column {label} of table {self.name or '(unnamed)'} has {len(broken)} values that are not "
+                f"finite numbers of at most {LARGEST:g} in size, the first is {values[row]!r} in row {row + 1}; "
+                "correct them or remove these rows"
             )
         return numbers
 
 
 def read_star(path: Path) -> cif.Document:
     """Parse a STAR file. Raises ValueError, with the path, for what is not one."""
+    with opened_input(path, "STAR file", "a STAR file such as run_data.star", free_memory("cpu") // MEMORY_PER_BYTE):
+        pass  # gemmi would wait for a pipe, and take any memory
     try:
-        return cif.read(str(path))
+        return cif.read_file(str(path.absolute()))
     except (ValueError, RuntimeError, OSError) as error:  # gemmi raises any of them
-        if not path.exists():
-            raise ValueError(f"{path}: no such STAR file") from None
-        if path.is_dir():
-            raise ValueError(f"{path}: a folder; expected a STAR file such as run_data.star") from None
-        reason = str(error).replace(str(path), "line", 1)
+        reason = str(error).replace(str(path.absolute()), "line", 1)
         raise ValueError(
-            f"{path}: not a readable STAR file ({reason}); expected tables that begin with data_"
+            one_line(f"{path}: not a readable STAR file ({reason}); expected tables that begin with data_, plain text")
         ) from None
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from flex_job.mask import soft_mask
 from flex_job.mesh import TetMesh, build_mesh, locate, read_cryosparc_mesh, write_cryosparc_mesh
-from flex_job.mesh.cryosparc import load_plain_pickle
+from flex_job.mesh.plain_pickle import load_plain_pickle
 from flex_job.mesh.sampling import voxel_positions
 from flex_job.volume import Volume
 from job_specs.parameters import MeshParameters
@@ -134,7 +134,7 @@ def test_broken_meshes_are_refused(change: dict[str, Any], says: str, content: d
 def test_other_files_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tm_points, tm_cells.*missing"):
         read_cryosparc_mesh(store({"N": 3, "psize_A": 1.0}, tmp_path / "a.pkl"))
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match="holds a list, expected a dict"):
         read_cryosparc_mesh(store([1, 2], tmp_path / "a.pkl"))
     (tmp_path / "a.pkl").write_bytes(b"not a pickle")
     with pytest.raises(ValueError, match="not a pickle of plain arrays"):

@@ -225,5 +225,5 @@ def test_nan_images_are_found_in_the_sample(tmp_path: Path, stack: tuple[Path, N
 
 
 def test_header_of_an_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="a folder; expected"):
         read_header(tmp_path)
