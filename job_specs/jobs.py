@@ -146,6 +146,20 @@ JOBS: dict[str, JobSpec] = {
             ),
             ("generate", "run"),
         ),
+        JobSpec(
+            "select",
+            "Select particles by their latents",
+            "Particles within a range of the latents, divided into clusters: a STAR file each, and class numbers.",
+            (replace(MODELLED, help="particles.star of a flexible job, or a selection of it", required=True),),
+            (
+                Output("particles.star", "particles", "Selected rows; rlnClassNumber is their cluster"),
+                Output("cluster_*.star", "particles", "The rows of each cluster"),
+                Output("clusters.csv", "table", "Count of each cluster and its most central latents, for `generate`"),
+                Output("clusters.png", "report", "Clusters over the latents"),
+                MANIFEST,
+            ),
+            ("select", "run"),
+        ),
     )
 }
 

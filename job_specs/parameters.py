@@ -5,6 +5,7 @@ Names are those users of 3DFlex know where such a name exists. Lengths are angst
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from job_specs.parameter import check, parameter
@@ -16,10 +17,12 @@ __all__ = [
     "ReconstructParameters",
     "RefineParameters",
     "RunParameters",
+    "SelectParameters",
     "SimulateParameters",
     "TrainParameters",
     "names_in",
     "problems",
+    "ranges_in",
 ]
 
 
@@ -187,7 +190,7 @@ class TrainParameters:
     band_end: float = parameter(
         0.8, help="Final band limit, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
     )
-    band_epochs: float = parameter(0.5, help="Fraction of the epochs over which the band limit rises", bounds=(0, 1))
+    band_epochs: float = parameter(0.9, help="Fraction of the epochs over which the band limit rises", bounds=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,29 @@ class GenerateParameters:
 
 
 @dataclass(frozen=True)
+class SelectParameters:
+    """Subsets of the particles by their latents."""
+
+    clusters: int = parameter(
+        5,
+        help="Clusters that particles are divided into, numbered along the first latent; 1 keeps them together",
+        bounds=(1, 999),
+        tier="main",
+    )
+    latents_range: str = parameter(
+        "",
+        help="Latents to keep, low:high for each in turn, as in -1:0.5,:1; a side left empty is open",
+        tier="main",
+    )
+    min_probability: float = parameter(
+        0.0,
+        help="Leave out particles that belong to their cluster, by their latents' uncertainty, less surely than this",
+        bounds=(0, 1),
+        tier="main",
+    )
+
+
+@dataclass(frozen=True)
 class RunParameters:
     """How the job runs; none of these changes what is computed, but for the seed (and tf32, by rounding)."""
 
@@ -249,6 +275,12 @@ class RunParameters:
         False, help="Let a GPU multiply with 10-bit mantissas where that does not show in a map; the CPU never does"
     )
     seed: int = parameter(0, help="Seed of everything random", bounds=(0, 2**31 - 1))
+    max_hours: float = parameter(
+        0.0,
+        help="Wall-clock time after which the job saves its work and ends by itself, to be continued; 0 is no limit",
+        unit="h",
+        bounds=(0, 10_000),
+    )
     restart: bool = parameter(False, help="Begin anew in a job directory that holds earlier work")
 
 
@@ -283,12 +315,31 @@ class RefineParameters:
     train: TrainParameters = field(default_factory=TrainParameters)
     reconstruct: ReconstructParameters = field(default_factory=ReconstructParameters)
     generate: GenerateParameters = field(default_factory=GenerateParameters)
+    select: SelectParameters = field(default_factory=SelectParameters)
     run: RunParameters = field(default_factory=RunParameters)
 
 
 def names_in(text: str) -> tuple[str, ...]:
     """The names in a comma-separated parameter such as `latent_columns`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def ranges_in(text: str) -> tuple[tuple[float, float], ...]:
+    """(low, high) per latent of a parameter such as `latents_range`; an empty side is infinite.
+
+    Raises ValueError for what is not low:high, or holds no number between them.
+    """
+    found = []
+    for part in text.split(",") if text.strip() else ():
+        low, colon, high = part.partition(":")
+        try:
+            limits = float(low.strip() or "-inf"), float(high.strip() or "inf")
+        except ValueError:
+            limits = math.nan, math.nan
+        if not colon or not limits[0] < limits[1]:
+            raise ValueError(f"{part.strip()!r} was given; expected low:high with low below high, as in -1:0.5")
+        found.append(limits)
+    return tuple(found)
 
 
 def problems(parameters: RefineParameters) -> list[str]:
@@ -299,6 +350,11 @@ def problems(parameters: RefineParameters) -> list[str]:
         for group in (parameters.prep, parameters.mesh, train, parameters.reconstruct, parameters.generate)
         for line in check(group)
     ]
+    found += check(parameters.select)
+    try:
+        ranges_in(parameters.select.latents_range)
+    except ValueError as error:
+        found.append(f"latents_range: {error}")
     found += check(parameters.run)
     if train.band_start > train.band_end:
         found.append(f"band_start: {train.band_start} was given; expected at most band_end, which is {train.band_end}")

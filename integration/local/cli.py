@@ -16,7 +16,7 @@ from job_specs.jobs import JOBS, pick
 from job_specs.parameter import parameters_of
 from job_specs.parameters import SimulateParameters
 
-__all__ = ["generate", "main", "reconstruct", "refine", "train"]
+__all__ = ["generate", "main", "reconstruct", "refine", "select", "train"]
 
 
 def _run_job(job: str, options: Mapping[str, str]) -> int:
@@ -58,18 +58,10 @@ def _docs() -> int:
     return 0
 
 
-def _template(job: str, output: str | None) -> int:
-    from integration.relion.template import render
-
-    text = render(JOBS[job])
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        Path(output).write_text(text)
-    return 0
-
-
 def _commands() -> click.Group:
+    from integration.local.cryosparc import cryosparc_group
+    from integration.local.submit import submit_group
+
     group = click.Group("flex-job", help="Motion-based flexible refinement of single-particle cryo-EM data.")
     for job in JOBS.values():
         group.add_command(job_command(job, _run_job))
@@ -85,19 +77,14 @@ def _commands() -> click.Group:
         )
     )
     group.add_command(click.Command("docs", callback=_docs, help="Print the parameter tables of docs/parameters.md."))
-    relion = click.Group("relion", help="Helpers for RELION users.")
-    relion.add_command(
-        click.Command(
-            "template",
-            params=[
-                click.Argument(["job"], type=click.Choice(list(JOBS)), default="refine"),
-                click.Option(["--output"], metavar="FILE", help="File to write instead of printing"),
-            ],
-            callback=_template,
-            help="Print a job.star for RELION's External job, to be filled in or added by relion_pipeliner.",
-        )
-    )
-    group.add_command(relion)
+    from integration.relion.commands import commands as relion_commands
+
+    group.add_command(relion_commands())
+    group.add_command(submit_group())
+    group.add_command(cryosparc_group())
+    # cryoSPARC's batch scripts may say {{ worker_bin_path }} run {{ run_args }}
+    jobs = {name: group.commands[name] for name in JOBS}
+    group.add_command(click.Group("run", commands=jobs, hidden=True))
     return group
 
 
@@ -107,7 +94,8 @@ def _execute(command: click.Command, args: Sequence[str], name: str) -> int:
         code = command.main(args=list(args), prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        _leave_failure(args)
+        if args[:1] not in (["submit"], ["cryosparc"]):  # no job has run, but one may be running there
+            _leave_failure(args)
         return error.exit_code
     except click.Abort:
         return 1
@@ -154,6 +142,11 @@ def reconstruct() -> None:
 def generate() -> None:
     """Entry point of relion_flex_generate."""
     _script("generate")
+
+
+def select() -> None:
+    """Entry point of relion_flex_select."""
+    _script("select")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ GROUP_TITLES = {
     "train": "Training",
     "reconstruct": "Reconstruction",
     "generate": "Volume series",
+    "select": "Selection",
     "run": "Run",
     "simulate": "Simulation",
+    "submit": "Submission",
 }
 
 

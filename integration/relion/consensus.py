@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from flex_job.consensus import Consensus
+from flex_job.mesh.inputs import mesh_problems
 from flex_job.problems import InputProblems
 from integration.common.parameters import space_problem
-from integration.relion.read import read_consensus
+from integration.common.particle_formats import particle_format
 from integration.relion.request import Request
 
 __all__ = ["checked_consensus"]
@@ -18,10 +20,10 @@ def checked_consensus(request: Request, problems: Sequence[str], latent_columns:
     inputs, parameters = request.inputs, request.parameters
     found = list(problems)
     consensus = None
-    if "particles" in inputs and inputs["particles"].is_file():
-        volumes = {kind: inputs[kind] for kind in ("map", "mask") if kind in inputs and inputs[kind].is_file()}
+    if "particles" in inputs and os.path.isfile(inputs["particles"]):
+        volumes = {kind: inputs[kind] for kind in ("map", "mask") if kind in inputs and os.path.isfile(inputs[kind])}
         try:
-            consensus = read_consensus(
+            consensus = particle_format(inputs["particles"]).read_consensus(
                 inputs["particles"],
                 map_path=volumes.get("map"),
                 mask_path=volumes.get("mask"),
@@ -31,6 +33,8 @@ def checked_consensus(request: Request, problems: Sequence[str], latent_columns:
             )
         except InputProblems as error:
             found += error.messages
+    if request.job.name not in ("reconstruct", "generate"):
+        found += mesh_problems(parameters.mesh, consensus.map if consensus is not None else None)
     if consensus is not None:
         space = space_problem(request.folder, parameters, len(consensus), consensus.map.box)
         found += [space] if space else []

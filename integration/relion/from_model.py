@@ -16,19 +16,25 @@ from numpy.typing import NDArray
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
+from flex_job.files import written_aside
 from flex_job.generate import frames, latent_path
-from flex_job.manifest import Manifest, file_hash
+from flex_job.manifest import file_hash, recorded
 from flex_job.model import FlexModel
 from flex_job.problems import InputProblems
 from flex_job.refine import Refinement
 from flex_job.volume import Volume, read_volume, write_volume
+from integration.common.particle_formats import particle_format
 from integration.relion.consensus import checked_consensus
+from integration.relion.flags import INPUT_FLAGS
 from integration.relion.request import Request
-from integration.relion.star import find_particles, read_star
 from integration.relion.write import read_latents, write_fsc_star
+from job_specs.parameter import check
 from job_specs.parameters import PrepParameters
 
 __all__ = ["generate", "reconstruct"]
+
+MOST_FRAMES = 10_000
+LARGEST_LATENT = 1000.0  # farther out no mesh is whole
 
 
 def reconstruct(request: Request, problems: list[str], events: Events, group: Group) -> None:
@@ -38,13 +44,15 @@ def reconstruct(request: Request, problems: list[str], events: Events, group: Gr
     Particles with flexLatent columns bring their own latents, so that a selection of them can be reconstructed.
     """
     model, found = _load(request)
-    if model is None:
+    trained = _told(found, _as_trained, request, model) if model is not None else None
+    if model is None or trained is None:
         raise InputProblems([*problems, *found])
-    request = _as_trained(request, model)
+    request = trained
     columns = _latent_columns(request.inputs.get("particles"), model.latents.shape[1])
     consensus = checked_consensus(request, [*problems, *found], columns)
-    run = Refinement(consensus, request.parameters, request.folder, events, group)
-    run.use_model(_with_latents_of(consensus, model), file_hash(request.inputs["model"]))
+    model_key = file_hash(request.inputs["model"])
+    run = Refinement(consensus, request.parameters, request.folder, events, group, model_key)
+    run.use_model(_with_latents_of(consensus, model))
     rigid = run.half_maps("rigid", None)
     flex = run.half_maps("flex", run.model)
     if group.is_first:
@@ -97,11 +105,32 @@ def _load(request: Request) -> tuple[FlexModel | None, list[str]]:
 def _as_trained(request: Request, model: FlexModel) -> Request:
     """The request with what it leaves open taken from the model's job: input files, and how particles are prepared."""
     folder = request.inputs["model"].parent
-    record = Manifest(folder).record
-    trained_on = {kind: Path(path) for kind, path in record.get("read", {}).items()}
+    record = recorded(folder)
+    try:
+        trained_on = {kind: Path(path) for kind, path in record.get("read", {}).items()}
+        prep = PrepParameters(**record.get("parameters", {}).get("prep", {}))
+        wrong = check(prep)
+    except (AttributeError, TypeError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise InputProblems(
+            [
+                f"{folder / 'manifest.json'}: does not say how the particles were prepared ({'; '.join(wrong)}); "
+                "expected that of the model's job; train the model again, or mend the file"
+            ]
+        )
+    gone = [kind for kind, path in trained_on.items() if kind not in request.inputs and not os.path.isfile(path)]
+    if gone:
+        raise InputProblems(
+            [
+                f"the model was trained on {trained_on[kind]}, which is not there; expected the file, or another one "
+                f"with --{INPUT_FLAGS[kind]}"
+                for kind in gone
+                if kind in INPUT_FLAGS
+            ]
+        )
     if "mask" not in trained_on and (folder / "mask.mrc").is_file():
         trained_on["mask"] = folder / "mask.mrc"
-    prep = PrepParameters(**record.get("parameters", {}).get("prep", {}))
     prep = replace(prep, training_box=model.map.box, scratch=request.parameters.prep.scratch)
     parameters = replace(request.parameters, prep=prep)
     return replace(request, inputs={**trained_on, **request.inputs}, parameters=parameters)
@@ -111,12 +140,7 @@ def _latent_columns(particles: Path | None, dims: int) -> Sequence[str]:
     """The columns of latents and their deviations in a particle file of ours; none in any other."""
     if particles is None or not particles.is_file():
         return ()
-    try:
-        table = find_particles(read_star(particles))
-    except ValueError:
-        return ()  # told when it is read in full
-    names = [f"flex{kind}{k + 1}" for kind in ("Latent", "LatentStd") for k in range(dims)]
-    return names if table is not None and all(name in table for name in names) else ()
+    return particle_format(particles).latent_columns(particles, dims)
 
 
 def _with_latents_of(consensus: Consensus, model: FlexModel) -> FlexModel:
@@ -145,6 +169,18 @@ def _points(latents: str, count: int, model: FlexModel) -> NDArray[np.floating]:
         raise InputProblems(
             [f"{latents}: {points.shape[1]} latent columns; expected {dims}, flexLatent1 to flexLatent{dims}"]
         )
+    if len(points) > MOST_FRAMES:
+        raise InputProblems(
+            [f"{latents}: {len(points)} rows; expected at most {MOST_FRAMES}, for a map is made of each; give fewer"]
+        )
+    largest = float(np.abs(points).max())
+    if largest > LARGEST_LATENT:
+        raise InputProblems(
+            [
+                f"{latents}: latents of up to {largest:g}; expected at most {LARGEST_LATENT:g} in size, the particles' "
+                "are of size one; take them from the particles.star of the model's job"
+            ]
+        )
     return points
 
 
@@ -169,6 +205,5 @@ def _write_points(path: Path, names: Sequence[str], points: NDArray[np.floating]
     table.writerows(
         [name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, points.tolist(), strict=True)
     )
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text.getvalue())
-    os.replace(aside, path)
+    with written_aside(path) as file:
+        file.write(text.getvalue().encode())

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from integration.common.signals import StopSignals
 from job_specs.jobs import Output
 
-__all__ = ["EXIT_CODES", "RelionJob", "relion_version", "requeue_expected", "write_nodes"]
+__all__ = ["EXIT_CODES", "RelionJob", "relion_version", "without_alias", "write_nodes"]
 
 EXIT_CODES = {"SUCCESS": 0, "FAILURE": 1, "ABORTED": 2}
-ABORT_FILES = ("RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW")
+ABORT_FILE, PIPELINER_ABORT_FILE = "RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW"
+PIPELINER_PATIENCE_S = 15.0  # ccpem-pipeliner looks for its file every 5 s
 NODES_FILE = "RELION_OUTPUT_NODES.star"
 
 # output kind -> (integer of 3.1, label of 4.0, label of 5.0); kinds that RELION has no node for are not listed
@@ -52,7 +52,7 @@ class RelionJob:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.first:
             # RELION clears these before it starts a job, a scheduler's requeue does not
-            for name in (*(_exit_file(status) for status in EXIT_CODES), *ABORT_FILES):
+            for name in (*(_exit_file(status) for status in EXIT_CODES), ABORT_FILE):
                 (self.folder / name).unlink(missing_ok=True)
         probe = self.folder / f".writable.{os.getpid()}"
         probe.touch()
@@ -73,7 +73,9 @@ class RelionJob:
     @property
     def aborted(self) -> bool:
         """Whether RELION's (or ccpem-pipeliner's) Abort button was pressed."""
-        self._abort_seen = self._abort_seen or any((self.folder / name).exists() for name in ABORT_FILES)
+        self._abort_seen = self._abort_seen or any(
+            (self.folder / name).exists() for name in (ABORT_FILE, PIPELINER_ABORT_FILE)
+        )
         return self._abort_seen
 
     def should_stop(self) -> bool:
@@ -93,9 +95,17 @@ class RelionJob:
             if other != status:
                 (self.folder / _exit_file(other)).unlink(missing_ok=True)
         (self.folder / _exit_file(status)).touch()
-        for name in ABORT_FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / ABORT_FILE).unlink(missing_ok=True)
+        if status == "ABORTED":
+            self._wait_for_pipeliner()
         return EXIT_CODES[status]
+
+    def _wait_for_pipeliner(self) -> None:
+        """Stay until ccpem-pipeliner ends this job by TERM: it takes one that ended by itself for failed, abort file or
+        not. It removes the file."""
+        limit = time.monotonic() + PIPELINER_PATIENCE_S
+        while not self.signal_name and (self.folder / PIPELINER_ABORT_FILE).exists() and time.monotonic() < limit:
+            time.sleep(0.1)
 
     @property
     def finished(self) -> bool:
@@ -107,32 +117,22 @@ def _exit_file(status: str) -> str:
     return f"RELION_JOB_EXIT_{status}"
 
 
-def requeue_expected(environment: Mapping[str, str] = os.environ, show_job: Callable[[str], str] | None = None) -> bool:
-    """Whether SLURM will start this job again after the signal it just sent.
+def without_alias(path: Path) -> Path:
+    """The path by the names of job directories (External/job003), where it was given by RELION's aliases for them.
 
-    When it requeues or preempts a job, it has counted the restart by the time the signal arrives, or says when it
-    preempted; when it cancels one it does neither (seen with 22.05; the state is COMPLETING in all cases). Where SLURM
-    does not answer, False: a job that says FAILURE can be continued by hand, one that says nothing would seem to run
-    for ever.
+    An alias is a link beside the job directory; it can be changed at any time, and in RELION's pipeline nothing goes by
+    it.
     """
-    job_id = environment.get("SLURM_JOB_ID", "")
-    if not job_id:
-        return False
-    shown = dict(entry.split("=", 1) for entry in (show_job or _scontrol_show_job)(job_id).split() if "=" in entry)
-    if shown.get("Requeue") != "1":
-        return False
-    restarted = int(shown.get("Restarts", "0")) > int(environment.get("SLURM_RESTART_COUNT") or 0)
-    return restarted or shown.get("PreemptTime", "None") not in ("None", "N/A")
-
-
-def _scontrol_show_job(job_id: str) -> str:
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "job", "-o", job_id], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
+    real = Path()
+    for part in path.parts:
+        name = part
+        if os.path.islink(real / part):
+            target = Path(os.readlink(real / part)).name
+            same = re.fullmatch(r"job\d+", target) and os.path.isdir(real / target)
+            if same and os.path.samefile(real / target, real / part):
+                name = target
+        real /= name
+    return real
 
 
 def relion_version(folder: Path) -> int:

@@ -6,18 +6,21 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from flex_job.launch import Place, place_of
+from flex_job.lock import FolderInUse, FolderLock
 from integration.common.log import JobLog, explain, log_file
 from integration.common.process import devices_of, limit_threads
 from integration.common.ranks import describe, run_ranks
-from integration.relion.host import RelionJob, relion_version, requeue_expected, write_nodes
+from integration.common.requeue import RESUMABLE, SavedWork, comes_back
+from integration.relion.host import RelionJob, relion_version, write_nodes
 from integration.relion.request import Request, read_request
 
 __all__ = ["run"]
 
-ALONE = ("mesh", "generate")  # jobs that several processes would not speed up
+ALONE = ("mesh", "generate", "select")  # jobs that several processes would not speed up
 log = logging.getLogger("integration.relion")
 log.addHandler(logging.NullHandler())  # outside a job, nothing falls through to logging's own stderr
 
@@ -38,8 +41,12 @@ def run(job: str, options: Mapping[str, str]) -> int:
         return RelionJob(folder).finish("FAILURE")
     rank = place.rank if place else 0
     try:
-        with RelionJob(folder, first=rank == 0) as host, JobLog(folder, rank):
+        # Before RelionJob, which clears the exit files: another run's must stay as they are.
+        with _lock(folder, rank), RelionJob(folder, first=rank == 0) as host, JobLog(folder, rank):
             return _run_in(host, place, job, options)
+    except FolderInUse as error:
+        print(f"flex-job {job}: {error}", file=sys.stderr, flush=True)
+        return 1
     except OSError as error:
         _complain(
             job, f"{folder}: the job directory cannot be written ({error.strerror}); check path, permissions, disk"
@@ -47,9 +54,14 @@ def run(job: str, options: Mapping[str, str]) -> int:
         return 1
 
 
+def _lock(folder: Path, rank: int) -> AbstractContextManager[object]:
+    """The first process has the folder for the job; the others join it when they have met."""
+    return FolderLock(folder) if rank == 0 else nullcontext()
+
+
 def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str, str]) -> int:
     log.info("%s %s", job, " ".join(f"--{name} {value}" for name, value in options.items()))
-    group = None
+    group, saved = None, SavedWork(host.folder)
     try:
         request, problems = read_request(job, options)
         limit_threads(request.parameters.run.threads)
@@ -65,14 +77,16 @@ def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str
         try:
             if place is not None and place.size > 1:
                 group = join(place, group.device)
-            events = Events(message=_say if host.first else log.info, should_stop=host.should_stop)
+            # the first rank's clock is the one that counts
+            hours = request.parameters.run.max_hours if host.first else 0.0
+            events = Events(_say if host.first else log.info, host.should_stop, hours)
             work(request, problems, events, group)
             if host.first:
                 _finish_nodes(request)
             group.leave()
         except StopRequested:
             group.leave()
-            return _stopped(host, job)
+            return _stopped(host, job, events.out_of_time, saved)
         except RankLost as error:
             log.error("%s: another process was lost", job, exc_info=True)
             if host.first:
@@ -100,23 +114,27 @@ def _in_local_ranks(host: RelionJob, request: Request, options: Mapping[str, str
     died = describe(codes)
     if died:
         _complain(job, f"{died} (for lack of memory?); press Continue to resume")
-    if host.finished or (codes[0] >= 0 and requeue_expected()):
+    if host.finished or codes[0] == RESUMABLE:  # the first has left its exit file, or comes back
         return codes[0]
     return host.finish("FAILURE")
 
 
-def _stopped(host: RelionJob, job: str) -> int:
+def _stopped(host: RelionJob, job: str, out_of_time: bool, saved: SavedWork) -> int:
     """End after a stop that the engine has checkpointed; a job that comes back by itself leaves no exit file."""
     if not host.first:
         return 0  # anything else would make a launcher send TERM to the first, which may have been aborted
-    if not host.signal_name and host.aborted:
+    if host.aborted:  # also when ccpem-pipeliner's TERM was noticed before its abort file
         _complain(job, "aborted; press Continue to resume")
         return host.finish("ABORTED")
-    if requeue_expected():
-        _say(f"Stopped by {host.signal_name}; the scheduler starts this job again, and it resumes")
-        return 1
-    _complain(job, f"stopped{' by ' + host.signal_name if host.signal_name else ''}; press Continue to resume")
-    return host.finish("FAILURE")
+    why = f"stopped by {host.signal_name}" if host.signal_name else "max_hours is used up" if out_of_time else "stopped"
+    short = out_of_time or host.signal_name == "SIGUSR1"
+    if comes_back(short and saved.has_grown()):
+        _say(f"{why}; the scheduler starts this job again, and it resumes")
+        return RESUMABLE
+    hint = "" if not short or saved.has_grown() else "; nothing could be saved in this time, so give it more"
+    _complain(job, f"{why}; press Continue to resume{hint}")
+    host.finish("FAILURE")
+    return RESUMABLE
 
 
 def _finish_nodes(request: Request) -> None:

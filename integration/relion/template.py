@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from string import Template
 
 from integration.relion.flags import INPUT_FLAGS
 from job_specs.jobs import JobSpec
 
-__all__ = ["ROWS", "executable", "parameter_rows", "render"]
+__all__ = ["ROWS", "SCRIPTS", "executable", "parameter_rows", "render"]
 
+SCRIPTS = ("refine", "train", "reconstruct", "generate", "select")  # jobs with an executable of their own
 ROWS = 10  # label/value rows of the External job's form
 EMPTY = '""'
 
@@ -31,8 +33,12 @@ def parameter_rows(job: JobSpec) -> list[tuple[str, str]]:
     return rows
 
 
-def render(job: JobSpec) -> str:
-    """job.star of an External job that runs `job`, ready for RELION's GUI or `relion_pipeliner --addJobFromStar`."""
+def render(job: JobSpec, values: Mapping[str, str] | None = None) -> str:
+    """job.star of an External job that runs `job`, ready for RELION's GUI or `relion_pipeliner --addJobFromStar`.
+
+    `values` are those of the form's own options (in_part), and of its rows by their label (in_model).
+    """
+    values = values or {}
     options = {
         "do_queue": "No",
         "fn_exe": executable(job),
@@ -52,7 +58,8 @@ def render(job: JobSpec) -> str:
     filled = parameter_rows(job)
     for number, (label, value) in enumerate(filled + [("", "")] * (ROWS - len(filled)), start=1):
         options[f"param{number}_label"] = label
-        options[f"param{number}_value"] = value
+        options[f"param{number}_value"] = values.get(label, value)
+    options |= {name: value for name, value in values.items() if name in options}
     width = max(map(len, options)) + 2
     rows = "\n".join(f"{name:<{width}}{value or EMPTY}" for name, value in options.items())
     return Template((files("integration.relion") / "templates" / "external_job.star").read_text()).substitute(rows=rows)

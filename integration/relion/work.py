@@ -6,10 +6,12 @@ from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.manifest import Manifest
 from flex_job.refine import Refinement, refine
+from integration.common.particle_formats import particle_format
 from integration.relion.consensus import checked_consensus
 from integration.relion.from_model import generate, reconstruct
 from integration.relion.request import Request
-from integration.relion.write import write_fsc_star, write_particles
+from integration.relion.select import select
+from integration.relion.write import write_fsc_star
 from job_specs.parameters import names_in
 
 __all__ = ["work"]
@@ -25,7 +27,9 @@ def work(request: Request, problems: list[str], events: Events, group: Group) ->
     if request.job.name == "generate":
         group.first_does(lambda: generate(request, problems, events))
         return
-    if request.job.name == "reconstruct":
+    if request.job.name == "select":
+        group.first_does(lambda: select(request, problems, events))
+    elif request.job.name == "reconstruct":
         reconstruct(request, problems, events, group)
     else:
         _from_consensus(request, problems, events, group)
@@ -54,8 +58,9 @@ def _from_consensus(request: Request, problems: list[str], events: Events, group
         model, summary = run.model, ()
         run.clean()
     if group.is_first:
-        path = request.folder / "particles.star"
-        write_particles(request.inputs["particles"], path, model.latents, model.latent_std)
+        source = request.inputs["particles"]
+        form = particle_format(source)
+        form.write_particles(source, request.folder / form.output, model.latents, model.latent_std)
     for line in summary:
         events.message(line)
     if request.job.name == "refine":

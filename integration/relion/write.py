@@ -6,10 +6,8 @@ Latents travel as columns of our own, flexLatent1..K and flexLatentStd1..K, whic
 from __future__ import annotations
 
 import csv
-import os
+import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +15,19 @@ import pandas as pd
 import starfile
 from numpy.typing import NDArray
 
+from flex_job.files import path_aside
 from flex_job.fsc import FscCurves
+from flex_job.input_files import read_input
 from flex_job.problems import InputProblems
+from integration.relion.rows import copy_rows
 from integration.relion.star import BadColumn, read_star, read_table
 
 __all__ = ["read_latents", "write_fsc_star", "write_particles"]
 
-OWN_LABEL = re.compile(r"flexLatent(Std)?\d+")
-LATENT = re.compile(r"flexLatent(\d+)")
-TOKEN = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One line of a STAR file: the loop it belongs to (counted from 1, 0 before any), and what it is there."""
-
-    text: str
-    block: str
-    loop: int
-    kind: str  # "label", "row" or "other"
-
-    @property
-    def label(self) -> str:
-        return self.text.split()[0][1:]
+# of an earlier run of ours; a cluster is one of the latents that are replaced
+OWN_LABEL = re.compile(r"flexLatent(Std)?\d+|flexClusterProbability")
+LATENT = re.compile("flexLatent([1-9][0-9]{0,3})")
+MOST_BYTES = 1 << 30  # of a CSV file: ten million particles' latents
 
 
 def write_particles(
@@ -54,43 +42,14 @@ def write_particles(
     ours are replaced. Written aside and renamed, so source and target may be the same file. Raises ValueError when
     the numbers of rows and latents differ, or a latent is not finite.
     """
-    source, target = Path(source_star), Path(target_star)
     values = np.concatenate([np.atleast_2d(latents), np.atleast_2d(latent_std)], axis=1)
     count = values.shape[1] // 2
     if np.shape(latents) != np.shape(latent_std):
         raise ValueError(f"latents {np.shape(latents)} and latent_std {np.shape(latent_std)}: expected one shape")
     if not np.isfinite(values).all():
         raise ValueError("latents or their standard deviations hold values that are not finite; nothing was written")
-    loop, labels, rows = _particle_loop(source)
-    if rows != len(values):
-        raise ValueError(f"{source}: {rows} lines of particles for {len(values)} latents; expected one line each")
-    dropped = [column for column, label in enumerate(labels) if OWN_LABEL.fullmatch(label)]
-    added = [f"flexLatent{k + 1}" for k in range(count)] + [f"flexLatentStd{k + 1}" for k in range(count)]
-
-    aside = target.with_name(f".{target.name}.part")
-    with open(aside, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
-        column = kept = row = 0
-        for line in _lines(source):
-            if line.loop != loop or line.kind == "other":
-                out.write(line.text)
-            elif line.kind == "label":
-                column += 1
-                if not OWN_LABEL.fullmatch(line.label):
-                    kept += 1
-                    out.write(re.sub(r"#\d+", f"#{kept}", line.text) if dropped else line.text)
-                if column == len(labels):
-                    out.writelines(f"_{label} #{kept + 1 + k} \n" for k, label in enumerate(added))
-            else:
-                ending = line.text[len(line.text.rstrip("\r\n")) :] or "\n"
-                body = line.text.rstrip("\r\n")
-                body = _without(body, dropped) if dropped else body
-                numbers = " ".join(f"{value:.9g}" for value in values[row].tolist())
-                out.write(f"{body if body.endswith((' ', chr(9))) else body + ' '}{numbers}{ending}")
-                row += 1
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(aside, target)
-    return target
+    names = [f"flexLatent{k + 1}" for k in range(count)] + [f"flexLatentStd{k + 1}" for k in range(count)]
+    return copy_rows(source_star, target_star, dict(zip(names, values.T, strict=True)), OWN_LABEL)
 
 
 def write_fsc_star(path: str | Path, rigid: FscCurves, flex: FscCurves) -> Path:
@@ -115,9 +74,8 @@ def write_fsc_star(path: str | Path, rigid: FscCurves, flex: FscCurves) -> Path:
     for prefix, curves in (("rln", flex), ("flexRigid", rigid)):
         table |= {f"{prefix}{name}": getattr(curves, attribute) for name, attribute in names.items()}
     general = {"rlnFinalResolution": flex.resolution_A(), "flexRigidFinalResolution": rigid.resolution_A()}
-    aside = path.with_name(f".{path.stem}.part.star")
-    starfile.write({"general": general, "fsc": pd.DataFrame(table)}, aside, overwrite=True, float_format="%.6f")
-    os.replace(aside, path)
+    with path_aside(path, ".part.star") as aside:  # starfile goes by the name's end
+        starfile.write({"general": general, "fsc": pd.DataFrame(table)}, aside, overwrite=True, float_format="%.6f")
     return path
 
 
@@ -141,19 +99,22 @@ def read_latents(path: str | Path) -> NDArray[np.float64]:
 
 
 def _csv_latents(path: Path) -> dict[int, NDArray[np.float64]]:
+    hint = "expected the header flexLatent1,... and a number for each column in every row, in plain text (UTF-8)"
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-        names = {
-            name: match for name in (rows[0] if rows else {}) if name and (match := LATENT.fullmatch(name.strip()))
+        text = read_input(path, "file", "a CSV or STAR file with a row for each frame", MOST_BYTES).decode("utf-8-sig")
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), skipinitialspace=True) if row] or [[]]
+        places = {
+            place: int(match[1]) for place, name in enumerate(header) if (match := LATENT.fullmatch(name.strip()))
         }
-        return {int(match[1]): np.array([float(row[name]) for row in rows]) for name, match in names.items()}
-    except OSError as error:
-        raise InputProblems([f"{path}: cannot be read ({error.strerror}); expected a CSV or STAR file"]) from None
-    except (TypeError, ValueError, csv.Error) as error:
-        raise InputProblems(
-            [f"{path}: not a table of numbers ({error}); expected the header flexLatent1,..."]
-        ) from None
+        if len(set(places.values())) < len(places):
+            raise ValueError("a flexLatent column stands in the header twice")
+        for number, row in enumerate(rows, 1):
+            if len(row) != len(header):
+                raise ValueError(f"row {number} has {len(row)} fields and the header {len(header)}")
+        return {latent: np.array([float(row[place]) for row in rows]) for place, latent in places.items()}
+    except (ValueError, csv.Error) as error:
+        told = str(error) if str(error).startswith(f"{path}: ") else f"{path}: not a table of numbers ({error}); {hint}"
+        raise InputProblems([told]) from None
 
 
 def _star_latents(path: Path) -> dict[int, NDArray[np.float64]]:
@@ -166,51 +127,3 @@ def _star_latents(path: Path) -> dict[int, NDArray[np.float64]]:
     except (BadColumn, ValueError) as error:
         raise InputProblems([str(error)]) from None
     return {}
-
-
-def _lines(path: Path) -> Iterator[_Line]:
-    """The lines of a STAR file in RELION's layout (one row a line), one at a time; bytes survive the round trip."""
-    block, loop, state = "", 0, "other"
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for text in file:
-            bare = text.strip()
-            if bare.startswith("data_") and " " not in bare:
-                block, state = bare[len("data_") :], "other"
-            elif bare == "loop_":
-                loop, state = loop + 1, "label"
-            elif bare and not bare.startswith("#") and state != "other":
-                if not bare.startswith("_"):
-                    state = "row"
-                elif state == "row":
-                    state = "other"  # a label-value pair after a loop
-                yield _Line(text, block, loop, state)
-                continue
-            yield _Line(text, block, loop, "other")
-
-
-def _particle_loop(path: Path) -> tuple[int, list[str], int]:
-    """Number of the particle loop, its labels, and its count of rows; the same table as `star.find_particles`."""
-    labels: dict[int, list[str]] = {}
-    rows: dict[int, int] = {}
-    blocks: dict[int, str] = {}
-    for line in _lines(path):
-        blocks[line.loop] = line.block if line.kind == "label" else blocks.get(line.loop, "")
-        if line.kind == "label":
-            labels.setdefault(line.loop, []).append(line.label)
-        elif line.kind == "row":
-            rows[line.loop] = rows.get(line.loop, 0) + 1
-    loops = [number for number, names in labels.items() if "rlnImageName" in names]
-    if not loops:
-        raise ValueError(f"{path}: no table with an rlnImageName column; expected a particle STAR file")
-    chosen = min(loops, key=lambda number: (blocks[number] != "particles", number))
-    return chosen, labels[chosen], rows.get(chosen, 0)
-
-
-def _without(body: str, dropped: list[int]) -> str:
-    """The row without the tokens at `dropped`."""
-    tokens = list(TOKEN.finditer(body))
-    for column in reversed(dropped):
-        if column < len(tokens):
-            end = tokens[column + 1].start() if column + 1 < len(tokens) else len(body)
-            body = body[: tokens[column].start()] + body[end:]
-    return body

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
+from hosts.slurm_cluster import Cluster, missing_program, running_cluster
 from numpy.typing import NDArray
 
 RelionProgram = Callable[[str], Path]
@@ -47,6 +48,19 @@ def run_relion(relion_program: RelionProgram) -> RunRelion:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real SLURM with two nodes. A program of it missing: the test is skipped, or fails where CI=true."""
+    name = missing_program()
+    if name:
+        text = f"{name} is not installed (apt-get install slurmctld slurmd slurm-client munge)"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(text)
+        pytest.skip(text)
+    with running_cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
 
 
 @dataclass(frozen=True)

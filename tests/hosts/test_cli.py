@@ -80,7 +80,7 @@ def test_a_usage_error_is_a_failed_job_for_relion(
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["refine", "train", "reconstruct", "generate"])
+@pytest.mark.parametrize("name", ["refine", "train", "reconstruct", "generate", "select"])
 def test_console_scripts_call_their_job(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, dict[str, str]]] = []
 

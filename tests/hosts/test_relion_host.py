@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from flex_job.events import Events, StopRequested
+from flex_job.lock import LOCK_FILE
 from flex_job.problems import InputProblems
 from integration.common.log import LOG_FILE
-from integration.relion.host import RelionJob, relion_version, requeue_expected, write_nodes
+from integration.common.requeue import RESUMABLE
+from integration.relion.host import RelionJob, relion_version, without_alias, write_nodes
 from integration.relion.job import run
 from integration.relion.request import Request
 from job_specs.jobs import JOBS
@@ -53,7 +55,7 @@ def test_success(tmp_path: Path, engine: Callable[[Work], None], capsys: pytest.
     engine(nothing)
     folder = tmp_path / "External" / "job002"
     folder.mkdir(parents=True)
-    for left in ("RELION_JOB_EXIT_FAILURE", "RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW"):
+    for left in ("RELION_JOB_EXIT_FAILURE", "RELION_JOB_ABORT_NOW"):
         (folder / left).touch()
     assert start(folder) == 0
     assert exit_files(folder) == ["SUCCESS"]
@@ -149,6 +151,7 @@ def test_bad_input_is_told_at_once_and_nothing_else_changes(tmp_path: Path, caps
         kept.name,
         config.name,
         LOG_FILE,
+        LOCK_FILE,
         "RELION_JOB_EXIT_FAILURE",
     }
 
@@ -208,16 +211,15 @@ def until_stopped(request: Request, problems: list[str], events: Events) -> None
     raise AssertionError("nobody stopped this job")
 
 
-@pytest.mark.parametrize("name", ["RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW"])
-def test_abort(name: str, tmp_path: Path, engine: Callable[[Work], None]) -> None:
+def test_abort(tmp_path: Path, engine: Callable[[Work], None]) -> None:
     def work(request: Request, problems: list[str], events: Events) -> None:
-        (tmp_path / name).touch()
+        (tmp_path / "RELION_JOB_ABORT_NOW").touch()
         until_stopped(request, problems, events)
 
     engine(work)
     assert start(tmp_path) == 2
     assert exit_files(tmp_path) == ["ABORTED"]
-    assert not (tmp_path / name).exists()
+    assert not (tmp_path / "RELION_JOB_ABORT_NOW").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -236,8 +238,8 @@ def test_signals(
 
     before = signal.getsignal(number)
     engine(work)
-    monkeypatch.setattr("integration.relion.job.requeue_expected", lambda: comes_back)
-    assert start(tmp_path) == 1
+    monkeypatch.setattr("integration.relion.job.comes_back", lambda out_of_time: comes_back)
+    assert start(tmp_path) == RESUMABLE
     assert exit_files(tmp_path) == ([] if comes_back else ["FAILURE"])
     assert ("press Continue to resume" in capsys.readouterr().err) is not comes_back
     assert signal.getsignal(number) is before
@@ -261,30 +263,6 @@ def test_the_disk_is_looked_at_once_a_second_only(tmp_path: Path) -> None:
         assert not host.should_stop()
         (tmp_path / "RELION_JOB_ABORT_NOW").touch()
         assert host.should_stop()
-
-
-@pytest.mark.parametrize(
-    ("environment", "answer", "expected"),
-    [
-        ({}, "JobState=COMPLETING Requeue=1 Restarts=1", False),
-        # as SLURM 22.05 answers when TERM arrives: scontrol requeue and preemption, scancel, a signal sent by hand
-        ({"SLURM_JOB_ID": "7"}, "JobState=COMPLETING Reason=None Requeue=1 Restarts=1", True),
-        ({"SLURM_JOB_ID": "7"}, "JobState=COMPLETING Requeue=1 Restarts=0 PreemptTime=None", False),
-        ({"SLURM_JOB_ID": "7"}, "JobState=RUNNING Requeue=1 Restarts=0 PreemptTime=None", False),
-        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, "JobState=COMPLETING Requeue=1 Restarts=1", False),
-        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, "JobState=COMPLETING Requeue=1 Restarts=2", True),
-        ({"SLURM_JOB_ID": "7"}, "JobState=RUNNING Requeue=1 Restarts=0 PreemptTime=2026-11-22T17:21:43", True),
-        ({"SLURM_JOB_ID": "7"}, "JobState=COMPLETING Requeue=0 Restarts=1", False),
-        ({"SLURM_JOB_ID": "7"}, "", False),
-    ],
-)
-def test_requeue_expected(environment: dict[str, str], answer: str, expected: bool) -> None:
-    assert requeue_expected(environment, lambda job: answer) is expected
-
-
-def test_a_scheduler_that_does_not_answer_brings_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not requeue_expected({"SLURM_JOB_ID": "7"})
 
 
 @pytest.mark.parametrize("version", [3, 4, 5])
@@ -322,6 +300,47 @@ def test_nodes_of_an_absolute_job_directory_are_relative_to_the_project(
     assert "\nExternal/job002/mask.mrc Mask3D.mrc 7\n" in (folder / "RELION_OUTPUT_NODES.star").read_text()
 
 
+def test_aliases_give_way_to_the_job_directorys_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    disk = tmp_path / "other_disk"
+    (disk / "job002").mkdir(parents=True)
+    Path("External").symlink_to(disk)  # no alias: a folder on another disk
+    Path("External/mine").symlink_to("../External/job002/")  # as RELION 3.1.3 makes them
+    Path("External/data").symlink_to(tmp_path)
+    Path("External/broken").symlink_to("../External/job009/")
+    for given, expected in {
+        "External/mine/": "External/job002",
+        "External/mine/particles.star": "External/job002/particles.star",
+        f"{tmp_path}/External/mine": f"{tmp_path}/External/job002",
+        "External/job002": "External/job002",
+        "External/data/run_data.star": "External/data/run_data.star",
+        "External/broken/run_data.star": "External/broken/run_data.star",
+        "nowhere/at/all.star": "nowhere/at/all.star",
+    }.items():
+        assert without_alias(Path(given)) == Path(expected)
+
+
+def test_inputs_and_nodes_go_by_the_job_directorys_name(
+    tmp_path: Path, engine: Callable[[Work], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("External/job002", "Refine3D/job001"):
+        Path(name).mkdir(parents=True)
+    Path("External/mine").symlink_to("../External/job002/")
+    Path("Refine3D/best").symlink_to("../Refine3D/job001/")
+    Path("Refine3D/job001/run_data.star").touch()
+    seen: list[Request] = []
+
+    def work(request: Request, problems: list[str], events: Events) -> None:
+        seen.append(request)
+        (request.folder / "mask.mrc").touch()
+
+    engine(work)
+    assert run("refine", {"o": "External/mine/", "in_parts": "Refine3D/best/run_data.star"}) == 0
+    assert seen[0].inputs["particles"] == Path("Refine3D/job001/run_data.star")
+    assert "\nExternal/job002/mask.mrc Mask3D.mrc 7\n" in Path("External/job002/RELION_OUTPUT_NODES.star").read_text()
+
+
 def test_stop_without_signal_or_abort_can_be_continued(
     tmp_path: Path, engine: Callable[[Work], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,6 +348,6 @@ def test_stop_without_signal_or_abort_can_be_continued(
         raise StopRequested
 
     engine(work)
-    assert start(tmp_path) == 1
+    assert start(tmp_path) == RESUMABLE
     assert exit_files(tmp_path) == ["FAILURE"]
     assert "press Continue to resume" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,7 @@ def test_generate_tells_every_problem(trained: str, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().err
     assert "frames: 1 was given" in told
     assert "2 latent columns; expected 1" in told
-    assert "not a readable MRC volume" in told
+    assert "not an MRC volume" in told
     assert run("generate", {"o": "External/job014/", "in_model": "Refine3D"}) == 1
     assert "there is no flex_model.pt in it" in capsys.readouterr().err
     assert run("generate", {**options, "latents": "nothing.csv"}) == 1
@@ -123,6 +124,7 @@ def test_reconstruct_a_selection_with_its_own_latents(
     # the same selection without latents cannot be matched with the model's
     tables["particles"] = tables["particles"].drop(columns=["flexLatent1", "flexLatentStd1"])
     starfile.write(tables, "Select/job017/bare.star", overwrite=True)
+    options |= {"o": "External/job023/"}
     assert run("reconstruct", {**options, "in_parts": "Select/job017/bare.star"}) == 1
     assert "80 particles without flexLatent columns" in capsys.readouterr().err
 
@@ -139,6 +141,16 @@ def test_mesh_and_prep(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"mesh.npz", "mesh.png", "mask.mrc"} <= files("External/job020/")
     assert run("prep", {"o": "External/job021/", "in_parts": PARTICLES, "training_box": "16"}) == 0
     assert "120 particles of 16 px and 15.000 A" in capsys.readouterr().out
+
+
+def test_a_job_that_relion_overwrites_begins_anew() -> None:
+    """RELION empties the folder of a job that is overwritten, but leaves what is hidden."""
+    options = {"o": "External/job022/", "in_parts": PARTICLES}
+    options |= {"latent_dims": "1", "tetra_cells": "6"}
+    assert run("train", {**options, "epochs": "2"}) == 0
+    assert run("train", {**options, "epochs": "1"}) == 1  # not overwritten: it asks what to do
+    subprocess.run("rm -rf External/job022/*", shell=True, check=True)
+    assert run("train", {**options, "epochs": "1"}) == 0
 
 
 def test_a_job_says_when_the_disk_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:

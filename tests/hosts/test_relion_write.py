@@ -94,7 +94,7 @@ def test_particles_that_do_not_match_are_refused(source: Path, tmp_path: Path) -
     target = tmp_path / "particles.star"
     target.write_text("precious")
     for latents, std, text in (
-        (LATENTS[:2], STD[:2], "3 lines of particles for 2 latents"),
+        (LATENTS[:2], STD[:2], "3 lines of particles for 2 values of flexLatent1"),
         (LATENTS, STD[:, :1], "expected one shape"),
         (LATENTS * np.nan, STD, "not finite"),
     ):
@@ -166,5 +166,5 @@ def test_latents_from_a_bad_star_or_no_file(tmp_path: Path) -> None:
     path.write_text("data_\n\nloop_\n_x #1\nabc\n")
     with pytest.raises(InputProblems, match="found: none"):
         read_latents(path)
-    with pytest.raises(InputProblems, match="cannot be read"):
+    with pytest.raises(InputProblems, match="no such file; expected a CSV"):
         read_latents(tmp_path / "none.csv")
