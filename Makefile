@@ -23,8 +23,9 @@ demo: $(INSTALLED)
 	cd $(DEMO) && ../$(BIN)/relion_flex_refine --o External/job003/ --in_parts Refine3D/job001/run_data.star \
 		--latent_dims 1 --j $(THREADS)
 
+# whole files at a time in as many processes as there are threads to use, one thread each
 test: lint types
-	$(BIN)/python -m pytest -m 'not science' --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not science' -n $(THREADS) --dist loadfile --cov --cov-report=term
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
