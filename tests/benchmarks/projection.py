@@ -50,14 +50,16 @@ class Cost:
     read: float
 
 
-# Counted from flex_job/operator/cuda_kernels.py: patches of 16 x 16, hence 32 weights a voxel of 7 instructions each
-# (slopes 9), a split of every factor in two tf32 numbers (2 each), three products of 2 x 16 x 16 FLOPs.
-WEIGHTS, SLOPES, SPLIT, PRODUCT, PLACE = 32 * 7, 32 * 9, 32 * 2, 3 * 2 * 256, 50
+# Instructions are those of the kernels compiled for sm_90 (float32), of one warp for one block of BLOCK voxels in one
+# image: as many per voxel and lane. Patches are of 16 x 16 pixels; a product in float32 is three in tf32, each of
+# 2 x 256 FLOPs a voxel.
+BLOCK, PATCH, PRODUCT = 32, 256, 3 * 2 * 256
 KERNELS = {
-    "forward": Cost(PLACE + WEIGHTS + 16 + SPLIT, PRODUCT, 256, 32),
-    "to_map": Cost(PLACE + WEIGHTS + 16 + SPLIT, PRODUCT, 0, 32 + 4 * 256),
-    "to_both": Cost(PLACE + WEIGHTS + SLOPES + 64 + 2 * SPLIT, 2.5 * PRODUCT, 16, 32 + 4 * 256),
-    "slope": Cost(16 + WEIGHTS + SLOPES + 32 + 2 * SPLIT, 2 * PRODUCT, 256, 32),  # one direction of the derivative
+    "forward": Cost(551, PRODUCT, PATCH, 32),
+    "to_map": Cost(601, PRODUCT, 0, 32 + 4 * PATCH),
+    "to_both": Cost(1310, 2.5 * PRODUCT, 16, 32 + 4 * PATCH),
+    "derivative": Cost(756, PRODUCT, PATCH, 32),  # the images that come with it
+    "slope": Cost(280, 2 * PRODUCT, PATCH, 32),  # of one direction
 }
 KERNEL_EFFICIENCY = 1 / 3  # of the tightest of the limits above
 MEMORY_EFFICIENCY = 1 / 2  # of transforms and of elementwise work
@@ -67,20 +69,20 @@ STEP_SECONDS = 5e-3  # a minibatch's launches and Python, not hidden by computin
 PREPARE_NS = 150  # per raw pixel and core: read, transform, whiten, cache (measured on a CPU, docs/performance.md)
 
 
-def limits(device: Device, kernel: str, block: int) -> dict[str, float]:
-    """Least seconds per voxel by what limits it, when `block` voxels share a patch of an image."""
+def limits(device: Device, kernel: str) -> dict[str, float]:
+    """Least seconds per voxel by what limits it."""
     cost = KERNELS[kernel]
     return {
         "instructions": 2 * cost.instructions / device.fp32,
         "tensor cores": cost.tensor / device.tf32,
-        "atomics": cost.atomics / block / device.atomics,
-        "memory": cost.read / block / device.memory,
+        "atomics": cost.atomics / BLOCK / device.atomics,
+        "memory": cost.read / BLOCK / device.memory,
     }
 
 
-def visit_seconds(device: Device, kernel: str, block: int) -> float:
+def visit_seconds(device: Device, kernel: str) -> float:
     """What is assumed until it is measured."""
-    return max(limits(device, kernel, block).values()) / KERNEL_EFFICIENCY
+    return max(limits(device, kernel).values()) / KERNEL_EFFICIENCY
 
 
 # -- work -------------------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ class Work:
 
     def draw(self, kernel: str, box: int, particles: int | None = None, directions: int = 0) -> None:
         n, voxels = particles or self.data.particles, self.data.mask * box**3
-        self.visits[kernel] += n * voxels
+        self.visits["derivative" if directions else kernel] += n * voxels
         self.visits["slope"] += n * voxels * directions
         self.pixels += n * (1 + directions) * (box * self.oversampling) ** 2
 
@@ -183,8 +185,7 @@ def half_maps(data: DataSet, p: ReconstructParameters) -> Work:
 def seconds(work: Work, box: int, machine: Machine, measured: dict[str, float]) -> dict[str, float]:
     """By what takes them, shared by the devices; the disk is the node's."""
     device, n = machine.device, machine.devices
-    block = 64 if work.oversampling == 1 else 32
-    rate = {name: measured.get(name, 1e9 * visit_seconds(device, name, block)) * 1e-9 for name in KERNELS}
+    rate = {name: measured.get(name, 1e9 * visit_seconds(device, name)) * 1e-9 for name in KERNELS}
     traffic, cached = 4 * work.coefficients, 4 * work.data.particles * coefficients(box / 2)
     once = cached < machine.memory
     return {
@@ -252,11 +253,10 @@ def main() -> None:
         raise SystemExit(f"--ns {', '.join(sorted(unknown))}: expected {', '.join(KERNELS)}")
     devices = [DEVICES[name] for name in given.device or DEVICES]
     for device in devices:
-        for block in (64, 32):
-            print(f"{device.name}, ns per voxel visit, {block} voxels a patch")
-            for name in KERNELS:
-                least = ", ".join(f"{of} {1e9 * value:.4f}" for of, value in limits(device, name, block).items())
-                print(f"    {name:8} least by {least}; assumed {1e9 * visit_seconds(device, name, block):.3f}")
+        print(f"{device.name}, ns per voxel visit")
+        for name in KERNELS:
+            least = ", ".join(f"{of} {1e9 * value:.4f}" for of, value in limits(device, name).items())
+            print(f"    {name:10} least by {least}; assumed {1e9 * visit_seconds(device, name):.3f}")
     print(f"measured instead: {', '.join(given.ns) or 'none'}")
     machines = [
         Machine(device, number, given.cores, given.disk * 1e9, given.memory * 1e9)

@@ -157,12 +157,12 @@ def test_killed_at_a_random_moment(project: Path, undisturbed: tuple[dict[str, b
 
 @pytest.mark.science
 def test_killed_again_and_again(project: Path, undisturbed: tuple[dict[str, bytes], float]) -> None:
-    """With a checkpoint at every step each start gets a little further, though none lasts long."""
+    """Each start may work for a little longer than the one before; what one has done the next does not do again."""
     expected, whole = undisturbed
     starts = 0
     while not (project / "External/often/RELION_JOB_EXIT_SUCCESS").exists():
         process, _ = started(project, "often", save_every_s=-1.0)
-        until = processor_time(process.pid) + 0.3 * whole
+        until = processor_time(process.pid) + (0.2 + 0.05 * starts) * whole
         while processor_time(process.pid) < until:
             time.sleep(0.005)
         process.kill()
@@ -274,5 +274,6 @@ def test_any_file_damaged_at_rest(
         said = damaged_and_run(project, rest, name, [file], damage)
         print(f"{rest}, {file} {damage}: {[line for line in said.splitlines() if 'damaged' in line]}")
         assert "Traceback" not in said and "unexpected" not in said, file
-        if file != "flex.log":
-            assert_same(project / "External" / name, undisturbed[0])
+        if rest == "end" and file == "prep.npz":  # a finished job does not read it; what needs it checks it first
+            shutil.copy(folder / file, project / "External" / name / file)
+        assert_same(project / "External" / name, undisturbed[0])
