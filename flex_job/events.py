@@ -52,8 +52,8 @@ class Events:
             self.out_of_time = now - self.started + margin >= budget
         return self.should_stop() or self.out_of_time
 
-    def progress(self, what: str, done: int, total: int, since: float, note: str = "") -> None:
-        """One line: what, how far, time left (from the pace since `since`, time.monotonic)."""
+    def progress(self, what: str, done: int, total: int, since: float, note: str = "", first: int = 0) -> None:
+        """One line: what, how far, time left (from the pace since `since`, time.monotonic, when `first` were done)."""
         elapsed = time.monotonic() - since
-        left = elapsed / max(done, 1) * (total - done)
+        left = elapsed / max(done - first, 1) * (total - done)
         self.message(f"{what} {done}/{total}  {elapsed:.0f} s, about {left:.0f} s left{'  ' + note if note else ''}")

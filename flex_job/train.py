@@ -158,7 +158,8 @@ class Trainer:
         """Those of the minibatches that are not done yet, each with this rank's particles of it, at most `limit` at a
         time. Every few minibatches the state is saved if it is time, or if a stop is asked for."""
         saver = Saver(self.save, self.group, self.events)
-        left = batches[self.minibatch :]
+        first = self.minibatch
+        left = batches[first:]
         pieces = [_pieces(self.group.own(whole), limit) for whole in left]
         began = time.monotonic()
         with closing(self.stack.batches(chain.from_iterable(pieces), band)) as stream:
@@ -167,8 +168,8 @@ class Trainer:
                     saver.check()
                 yield whole, islice(stream, len(pieces[number]))
                 self.minibatch += 1
-                if number % 20 == 19:
-                    self.events.progress(f"  {what}", number + 1, len(left), began)
+                if self.minibatch % 20 == 0:
+                    self.events.progress(f"  {what}", self.minibatch, len(batches), began, first=first)
 
     def _consecutive(self) -> list[Index]:
         """Minibatches in the particles' order, which disks like best."""
@@ -401,5 +402,5 @@ def train(trainer: Trainer, latents: NDArray[np.floating] | None = None) -> Flex
         note = f"{row['band limit (A)']:.1f} A, data term {row['data term per coefficient']:.5f}, "
         note += f"rigidity {row['rigidity']:.3g}, latent spread {row['latent spread']:.2f}, "
         note += f"motion {row['motion (A)']:.2f} A rms"
-        events.progress("epoch", trainer.epoch - first, epochs - first, began, note)
+        events.progress("epoch", trainer.epoch, epochs, began, note, first)
     return trainer.finish()

@@ -17,8 +17,8 @@ import starfile
 from hosts.slurm_cluster import Cluster
 
 PARTICLES = "Refine3D/job001/run_data.star"
-EPOCHS = 24
-SMALL = ["--latent_dims=1", f"--epochs={EPOCHS}", "--tetra_cells=6", "--map_every=8", "--devices=cpu"]
+SMALL = ["--latent_dims=1", "--epochs=24", "--tetra_cells=6", "--map_every=8", "--devices=cpu"]
+LONG = ["--epochs=40", "--batch=5"]  # enough work, even of a fast machine, to be stopped three times
 OWN_NODE = ["--partition=low", "--gpus=1", "--cpus=2", "--j=1"]
 
 
@@ -56,16 +56,16 @@ def said(folder: Path) -> str:
     return "".join(path.read_text() for path in (folder / "run.out", folder / "run.err") if path.exists())
 
 
-def epoch(folder: Path) -> int:
-    """The last epoch that the job has told of since it was last started."""
+def epochs_since_start(folder: Path) -> int:
+    """How many epochs the job has told of since it was last started."""
     now = said(folder).split("training goes on after epoch")[-1]
-    return max((int(number) for number in re.findall(r"^epoch (\d+)/", now, re.MULTILINE)), default=0)
+    return len(re.findall(r"^epoch \d+/", now, re.MULTILINE))
 
 
 def wait_for_start(cluster: Cluster, folder: Path, starts: int, epochs: int) -> None:
     """Wait until the job has been started again so often, and is so many epochs further."""
     cluster.wait_until(
-        lambda: (said(folder).count("training goes on after epoch"), epoch(folder)),
+        lambda: (said(folder).count("training goes on after epoch"), epochs_since_start(folder)),
         lambda seen: seen >= (starts, epochs),
     )
 
@@ -83,7 +83,7 @@ def test_a_job_that_is_preempted_short_of_time_and_requeued_ends_as_an_undisturb
     cluster: Cluster, submit: Submit, project: Path
 ) -> None:
     folder, undisturbed = project / "External/job010", project / "External/job011"
-    job, other = submit("train", "External/job010/"), submit("train", "External/job011/")
+    job, other = submit("train", "External/job010/", *LONG), submit("train", "External/job011/", *LONG)
 
     wait_for_start(cluster, folder, 0, 3)
     node = cluster.show(job)["NodeList"]
@@ -121,7 +121,7 @@ def test_a_job_that_is_preempted_short_of_time_and_requeued_ends_as_an_undisturb
 
 def test_a_cancelled_job_fails_and_a_killed_one_does_too(cluster: Cluster, submit: Submit, project: Path) -> None:
     cancelled, killed = project / "External/job020", project / "External/job021"
-    job, other = submit("train", "External/job020/"), submit("train", "External/job021/")
+    job, other = submit("train", "External/job020/", *LONG), submit("train", "External/job021/", *LONG)
     cluster.wait_until(lambda: said(killed), lambda text: "--in_parts" in text or "epoch" in text or text != "")
     cluster.ask("scancel", "--signal=KILL", f"{other}.0")  # as the kernel does when memory runs out
     cluster.wait_for(other, "FAILED")
