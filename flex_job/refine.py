@@ -24,7 +24,8 @@ from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.fourier import fourier_resize
-from flex_job.fsc import FscCurves, compare_half_maps
+from flex_job.fsc import FscCurves
+from flex_job.half_maps import half_map_curves, map_files, write_half_maps
 from flex_job.lock import FolderLock
 from flex_job.manifest import Manifest, key_of, versions
 from flex_job.mask import automatic_mask
@@ -34,18 +35,15 @@ from flex_job.model import FlexModel
 from flex_job.particles import ParticleStack
 from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
-from flex_job.reconstruct import HalfMaps, reconstruct
+from flex_job.reconstruct import reconstruct
 from flex_job.resources import job_sizes, plan_job
 from flex_job.run_report import write_run_report
 from flex_job.settings import StageSettings, check_settings
-from flex_job.sharpen import combine, guinier_fit
 from flex_job.train import Trainer, train
 from flex_job.volume import Volume, read_volume, write_volume
 from job_specs.parameters import RefineParameters
 
 __all__ = ["RefineResult", "Refinement", "refine"]
-
-HALF_MAPS = "{}_half{}_class001_unfil.mrc"
 
 
 @dataclass(frozen=True)
@@ -289,55 +287,39 @@ class Refinement:
 
     def half_maps(self, kind: str, model: FlexModel | None) -> FscCurves:
         """Reconstruct both halves, flex or rigid; write them and their combined map."""
-        names = [HALF_MAPS.format(kind, half) for half in (1, 2)]
+        p, seed = self.parameters.reconstruct, self.parameters.run.seed
         if self._is_due(kind):
             known: FlexModel | None = vars(self).get("model")  # trained or given, not made for the plan's sake
             plan = self.memory_plan(known.mesh if known else None)
             stack, support = self.full_particles, fourier_resize(self.mask, self.full_box)
             checkpoint = self._checkpoint(kind)
-            with self._stage(kind, [*names, f"{kind}_class001.mrc"]) as results:
+            with self._stage(kind, map_files(kind)) as results:
                 halves = reconstruct(
                     stack,
                     support,
                     model,
-                    self.parameters.reconstruct,
+                    p,
                     self.events,
                     checkpoint=checkpoint,
                     group=self.group,
                     tf32=self.parameters.run.tf32,
                     batch_size=plan.solver_batch,
                 )
-                results.update(self.group.first_does(lambda: self._write_half_maps(kind, names, halves)))
+                results.update(
+                    self.group.first_does(
+                        lambda: write_half_maps(self.folder, kind, halves, self.mask, seed, p.bfactor)
+                    )
+                )
             if self.group.is_first:
                 checkpoint.clear()
-        return self.group.first_does(lambda: self._curves(names))
-
-    def _write_half_maps(self, kind: str, names: list[str], halves: HalfMaps) -> dict[str, Any]:
-        """Both maps, and both combined; returns what the report needs to know of them."""
-        for name, volume in zip(names, halves.maps, strict=True):
-            write_volume(self.folder / name, volume.data, volume.pixel_size_A)
-        curves = self._curves(names)
-        first, second = (volume.data for volume in halves.maps)
-        fit = guinier_fit(first, second, curves)
-        combined, bfactor = combine(first, second, curves, self.parameters.reconstruct.bfactor or fit.bfactor_A2)
-        write_volume(self.folder / f"{kind}_class001.mrc", combined, halves.maps[0].pixel_size_A)
-        return {
-            "iterations": list(halves.iterations),
-            "converged": halves.converged,
-            "bfactor_A2": bfactor,
-            "sharpening": fit.reason,
-        }
-
-    def _curves(self, names: list[str]) -> FscCurves:
-        first, second = (read_volume(self.folder / name) for name in names)
-        mask = np.clip(fourier_resize(self.mask, first.box).data, 0, 1)
-        return compare_half_maps(first.data, second.data, mask, first.pixel_size_A, self.parameters.run.seed)
+        return self.group.first_does(lambda: half_map_curves(self.folder, kind, self.mask, seed))
 
     # -- report --------------------------------------------------------------------------------------------------
 
     def report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
         """logfile.pdf and report.html; returns the lines that sum the run up."""
         model = self.model
+        self.group.check_stop(self.events)
         if self._is_due("report"):
             if self._is_due("prep"):  # the report reads its record
                 self.training_particles  # noqa: B018

@@ -25,6 +25,8 @@ from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.flow import FlowGenerator
+from flex_job.flow_gradient import FlowObjective
+from flex_job.gauge import standardised
 from flex_job.latents import coordinate_descent, gauss_newton
 from flex_job.levels import Level, Levels, band_limit
 from flex_job.linear_start import linear_latents, linear_start
@@ -40,7 +42,6 @@ from job_specs.parameters import TrainParameters
 __all__ = ["HISTORY", "Trainer", "train"]
 
 HISTORY = ("band limit (A)", "data term per coefficient", "rigidity", "latent spread", "posterior std", "motion (A)")
-RIGIDITY_SAMPLE = 8  # latents of a minibatch that the rigidity prior is evaluated at
 STOP_EVERY = 4  # minibatches: ranks ask each other, which takes half a millisecond
 GIVEN_VARIANCE = 0.1  # of latents that another method found, which come without one
 
@@ -82,12 +83,12 @@ class Trainer:
         self.micro_batch = min(micro_batch or parameters.batch, parameters.batch)
         self.start_batch = min(start_batch or parameters.batch, parameters.batch)
         self.levels = Levels(stack, mesh, mask, self.device, tf32=tf32)
-        self.rigidity = Rigidity(mesh, self.device)
         self.vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32)).to(self.device)
         torch.manual_seed(seed)
         self.flow = FlowGenerator(
             parameters.latent_dims, parameters.flow_layers, parameters.flow_units, torch.from_numpy(mesh.motion)
         ).to(self.device)
+        self.objective = FlowObjective(self.flow, self.vertices, Rigidity(mesh, self.device), parameters.rigidity)
         n, k = len(stack), parameters.latent_dims
         self.latents = np.zeros((n, k), np.float32)
         self.covariance = np.broadcast_to(np.eye(k, dtype=np.float32), (n, k, k)).copy()
@@ -194,32 +195,13 @@ class Trainer:
             )
         self.latents[batch.index], self.covariance[batch.index] = z.cpu().numpy(), covariance.cpu().numpy()
 
-    def flow_gradient(
-        self, level: Level, batch: Batch, whole: NDArray[np.int64], noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's part of the flow's gradient, added to `grad` of its parameters, for its particles `batch` of the
-        `whole` minibatch; `noise` (b, K) is standard normal. Returns its parts of the data term (summed) and of the
-        rigidity (mean per particle)."""
-        p = self.parameters
+    def drawn_latents(self, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
+        """Latents (b, K) drawn from the particles' posterior with `noise` (b, K), standard normal (paper: noise
+        injection, which makes neighbours in latent space move alike)."""
         covariance = torch.from_numpy(self.covariance[batch.index])
         spread = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(covariance.shape[-1]))
-        z = torch.from_numpy(self.latents[batch.index]) + p.noise_injection * (spread @ noise[..., None])[..., 0]
-        u = self.flow(z.to(self.device))
-        q = level.model.positions(batch, self.vertices + u)
-        fixed = q.detach()
-        residual = batch.transfer * level.model.transform(level.values, fixed) - batch.data
-        _, gradient = level.model.gradient(batch.transfer * residual, fixed, level.values)
-        assert gradient is not None
-        # The inner product with the data term's gradient has that gradient: the operator stays outside autograd.
-        surrogate = (q * gradient).sum() / len(whole)
-        sample = whole[:: max(1, len(whole) // RIGIDITY_SAMPLE)][:RIGIDITY_SAMPLE]
-        chosen = torch.from_numpy(np.isin(batch.index, sample)).to(self.device)
-        rigidity = torch.zeros((), device=self.device)
-        if chosen.any():
-            rigidity = self.rigidity.energy(u[chosen]) * (chosen.sum() / len(sample))
-            surrogate = surrogate + p.rigidity * rigidity
-        surrogate.backward()
-        return 0.5 * torch.view_as_real(residual).square().sum(), rigidity.detach()
+        drawn = (spread @ noise[..., None])[..., 0]
+        return (torch.from_numpy(self.latents[batch.index]) + self.parameters.noise_injection * drawn).to(self.device)
 
     def flow_step(self) -> None:
         """One optimiser step with the gradients of all ranks."""
@@ -255,7 +237,8 @@ class Trainer:
                 if self.epoch >= p.fixed_latent_epochs:
                     self.infer(batch, levels)
                 rows = torch.from_numpy(np.searchsorted(whole, batch.index))
-                loss, stiff = self.flow_gradient(fine, batch, whole, noise[rows])
+                z = self.drawn_latents(batch, noise[rows])
+                loss, stiff = self.objective.add_gradient(fine, batch, whole, z)
                 self.data_term += loss
                 self.stiffness += stiff / len(batches)
             self.flow_step()
@@ -285,17 +268,9 @@ class Trainer:
             self.group.complete_(torch.from_numpy(rows), self.group.own(np.arange(len(self.stack))))
 
     def standardise_latents(self) -> None:
-        """Turn and scale the latents so that, posterior spread included, they follow their prior N(0, 1).
-
-        The flow takes the inverse, so that no displacement changes. Without it the rigidity prior shrinks the flow
-        while the latents grow, and their own prior then works against the motion.
-        """
-        z = self.latents.astype(np.float64)
-        root = np.linalg.cholesky(z.T @ z / len(z) + self.covariance.mean(axis=0) + 1e-9 * np.eye(z.shape[1]))
-        inverse = np.linalg.inv(root)
-        self.latents = (z @ inverse.T).astype(np.float32)
-        self.covariance = (inverse @ self.covariance @ inverse.T).astype(np.float32)
-        self.flow.change_latents(torch.from_numpy(root.astype(np.float32)).to(self.device))
+        """Latents to their prior, the flow with the inverse: no displacement changes."""
+        self.latents, self.covariance, inverse = standardised(self.latents, self.covariance)
+        self.flow.change_latents(torch.from_numpy(inverse).to(self.device))
 
     def solve_map(self) -> None:
         """Solve for the canonical map at the present band limit, latents and flow fixed."""
