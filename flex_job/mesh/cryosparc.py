@@ -10,7 +10,6 @@ first one, xyz.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from itertools import product
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from flex_job.consensus import PIXEL_SIZES_A
+from flex_job.files import written_aside
 from flex_job.mask import soft_mask
 from flex_job.mesh.locate import locate
 from flex_job.mesh.plain_pickle import load_plain_pickle
@@ -106,10 +106,8 @@ def write_cryosparc_mesh(mesh: TetMesh, mask: Volume, path: str | Path) -> Path:
         "tm_rweights": mesh.rigidity,
         "version": 1,
     }
-    aside = path.with_name(f".{path.name}.part")
-    with open(aside, "wb") as file:
+    with written_aside(path) as file:
         pickle.dump(content, file, protocol=4)
-    os.replace(aside, path)
     return path
 
 

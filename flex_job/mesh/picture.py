@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from flex_job.files import path_aside
 from flex_job.mask import lowpass
 from flex_job.mesh.tetmesh import TetMesh, cell_quality
 from flex_job.mesh.topology import boundary_faces
@@ -47,9 +47,8 @@ def draw_mesh(mesh: TetMesh, map: Volume, path: str | Path, mask: Volume | None 
         f"{len(mesh.vertices_A)} vertices, {len(mesh.cells)} cells, "
         f"worst quality {cell_quality(mesh.vertices_A, mesh.cells).min():.2f}"
     )
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=100)
-    os.replace(aside, path)
+    with path_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=100)
     return path
 
 

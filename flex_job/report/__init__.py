@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 
+from flex_job.files import path_aside
 from flex_job.report.data import ReportData, Stage, motion_volume
 
 __all__ = ["ReportData", "Stage", "motion_volume", "write_report"]
@@ -33,7 +33,6 @@ def write_report(data: ReportData, folder: str | Path) -> tuple[Path, Path]:
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
     pdf, html = folder / "logfile.pdf", folder / "report.html"
     for path, write in ((pdf, write_pdf), (html, write_html)):
-        aside = path.with_name(f".{path.name}.part")
-        write(aside, data, summary, panels, missing, when)
-        os.replace(aside, path)
+        with path_aside(path) as aside:
+            write(aside, data, summary, panels, missing, when)
     return pdf, html

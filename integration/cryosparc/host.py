@@ -61,11 +61,18 @@ class CryosparcJob:
 
     def say(self, line: str) -> None:
         """A line for the user: here, in flex.log and in the event log."""
+        self._told(line, logging.INFO, "text")
+
+    def warn(self, line: str) -> None:
+        """A line that asks the user to look: as `say`, marked as a warning in flex.log and in the event log."""
+        self._told(line, logging.WARNING, "warning")
+
+    def _told(self, line: str, level: int, mark: str) -> None:
         line = without_secrets(line)
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-        log.info(line)
-        self._tried(lambda: self.job.log(line))
+        log.log(level, line)
+        self._tried(lambda: self.job.log(line, mark))
 
     def show(self, caption: str, figure: Any) -> None:
         """A figure in the event log."""

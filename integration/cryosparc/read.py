@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from integration.cryosparc.volumes import NO_MAP, find_volumes, read_volumes
 __all__ = ["latent_fields", "read_consensus"]
 
 log = logging.getLogger("integration.cryosparc")
+UNTRIED = "which was not tried against cryoSPARC itself"
 
 
 def read_consensus(
@@ -35,6 +36,7 @@ def read_consensus(
     seed: int = 0,
     latent_columns: Sequence[str] = (),
     project: str | Path | None = None,
+    warn: Callable[[str], None] = log.warning,
 ) -> Consensus:
     """Read particles, poses, CTFs and half-sets, and the map they were refined to.
 
@@ -45,7 +47,7 @@ def read_consensus(
     components_mode_0 (or components_mode_0/value).
 
     An image times blob/sign is that of a white particle, its contrast alignments3D/alpha times ctf/scale: all go into
-    `ctf_scale`. Raises InputProblems with everything that is wrong; effects taken on trust are logged as warnings.
+    `ctf_scale`. Raises InputProblems with everything that is wrong; `warn` is told of effects taken on trust.
     """
     path = Path(particles_cs)
     problems: list[str] = []
@@ -74,8 +76,8 @@ def read_consensus(
         defocus_v_A=fields.numbers("ctf/df2_A"),
         defocus_angle_rad=fields.numbers("ctf/df_angle_rad"),
         phase_shift_rad=fields.numbers("ctf/phase_shift_rad", default=0.0),
-        ctf_bfactor_A2=fields.numbers("ctf/bfactor", default=0.0),
-        ctf_scale=_contrast(fields),
+        ctf_bfactor_A2=_bfactor(fields, notes),
+        ctf_scale=_contrast(fields, notes),
         stack_paths=tuple((root or Path()) / name for name in stacks.names),
         stack_index=stacks.stack_index,
         image_index=stacks.image_index,
@@ -101,7 +103,7 @@ def read_consensus(
     if problems:
         raise InputProblems(dict.fromkeys(problems))
     for note in notes:
-        log.warning(note)
+        warn(note)
     return consensus
 
 
@@ -148,11 +150,20 @@ def _halves(fields: Fields, half_sets: str, seed: int) -> NDArray[np.int8]:
     return (split.clip(0, 1) + 1).astype(np.int8)
 
 
-def _contrast(fields: Fields) -> NDArray[np.float64]:
+def _bfactor(fields: Fields, notes: list[str]) -> NDArray[np.float64]:
+    values = fields.numbers("ctf/bfactor", default=0.0)
+    if np.nan_to_num(values).any():
+        notes.append(f"ctf/bfactor: taken as exp(-B k^2 / 4) on the CTF, {UNTRIED}")
+    return values
+
+
+def _contrast(fields: Fields, notes: list[str]) -> NDArray[np.float64]:
     """The factor (n,) on the CTF: sign of the data, the refinement's scale, and that of the CTF."""
     sign = fields.numbers("blob/sign", default=1.0)
     if not np.isin(sign, (-1.0, 1.0)).all() and "blob/sign" in fields:
         fields.problems.append("field blob/sign holds more than 1 and -1; extract or import the particles again")
+    elif np.ptp(np.nan_to_num(sign)) > 0:
+        notes.append(f"blob/sign differs between particles: taken as the sign of their contrast, {UNTRIED}")
     factors = []
     for name in ("alignments3D/alpha", "ctf/scale"):
         factor = fields.numbers(name, default=1.0)
@@ -163,6 +174,8 @@ def _contrast(fields: Fields) -> NDArray[np.float64]:
                 "them out (Subset Particles by Statistic, per-particle scale)"
             )
         factors.append(np.ones(len(fields)) if unset else factor)
+        if not unset and np.ptp(np.nan_to_num(factor)) > 0:
+            notes.append(f"{name}: taken as a factor on each particle's contrast, {UNTRIED}")
     if fields.numbers("ctf/scale_const", default=0.0).any():
         fields.problems.append(
             "field ctf/scale_const is not zero, and what it stands for is not known; set it to zero or leave it out"

@@ -50,7 +50,7 @@ def work(
     say = job.say if job else log.info
     records = read_cs(prepared.particles)
     parameters = _with_given_latents(parameters, list(records), say)
-    consensus = _consensus(parameters, prepared, folder)
+    consensus = _consensus(parameters, prepared, folder, job.warn if job else log.warning)
     should_stop = host.should_stop if isinstance(host, CryosparcJob) else lambda: bool(host.name)
     events = Events(say, should_stop, parameters.run.max_hours if job else 0.0)
     try:
@@ -124,7 +124,9 @@ def _with_given_latents(
     return replace(parameters, train=replace(train, latent_columns=",".join(chosen), latent_start="columns"))
 
 
-def _consensus(parameters: RefineParameters, prepared: Prepared, folder: Path) -> Consensus:
+def _consensus(
+    parameters: RefineParameters, prepared: Prepared, folder: Path, warn: Callable[[str], None]
+) -> Consensus:
     """Read and checked, with the room on the disk; raises InputProblems with all that is wrong."""
     consensus = read_consensus(
         prepared.particles,
@@ -136,6 +138,7 @@ def _consensus(parameters: RefineParameters, prepared: Prepared, folder: Path) -
         seed=parameters.run.seed,
         latent_columns=names_in(parameters.train.latent_columns),
         project=prepared.root,
+        warn=warn,
     )
     found = mesh_problems(parameters.mesh, consensus.map)
     space = space_problem(folder, parameters, len(consensus), consensus.map.box)

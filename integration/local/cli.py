@@ -18,6 +18,8 @@ from job_specs.parameters import SimulateParameters
 
 __all__ = ["generate", "main", "reconstruct", "refine", "select", "train"]
 
+NO_JOBS = (["submit"], ["cryosparc"])  # commands that run nothing in the folder that they name
+
 
 def _run_job(job: str, options: Mapping[str, str]) -> int:
     from integration.relion.job import run
@@ -94,23 +96,31 @@ def _execute(command: click.Command, args: Sequence[str], name: str) -> int:
         code = command.main(args=list(args), prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        if args[:1] not in (["submit"], ["cryosparc"]):  # no job has run, but one may be running there
+        if args[:1] not in NO_JOBS:
             _leave_failure(args)
         return error.exit_code
     except click.Abort:
         return 1
+    except Exception:  # such as a library that cannot be loaded: it has its traceback, RELION its file
+        if args[:1] not in NO_JOBS:
+            _leave_failure(args)
+        raise
     return code if isinstance(code, int) else 0
 
 
 def _leave_failure(args: Sequence[str]) -> None:
-    """Mark the job directory that the arguments name, if it is one, as failed: else RELION waits for ever."""
-    from integration.relion.host import RelionJob
+    """Mark the job directory that the arguments name, if it is one, as failed: else RELION waits for ever. One that
+    another run has is left alone."""
+    from flex_job.lock import FolderInUse
+    from integration.relion.host import leave_failure
 
     for token, following in zip(args, [*args[1:], ""], strict=True):
         folder = following if token == "--o" else token[4:] if token.startswith("--o=") else ""
         if folder and Path(folder).is_dir():
             try:
-                RelionJob(Path(folder)).finish("FAILURE")
+                leave_failure(Path(folder))
+            except FolderInUse:
+                click.echo(f"{folder}: another run works in this job directory, which is left as it is", err=True)
             except OSError as error:
                 click.echo(f"{folder}: cannot leave RELION_JOB_EXIT_FAILURE ({error.strerror})", err=True)
 

@@ -14,10 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from flex_job.files import written_aside
+from flex_job.lock import FolderLock
 from integration.common.signals import StopSignals
 from job_specs.jobs import Output
 
-__all__ = ["EXIT_CODES", "RelionJob", "relion_version", "without_alias", "write_nodes"]
+__all__ = ["EXIT_CODES", "RelionJob", "leave_failure", "relion_version", "without_alias", "write_nodes"]
 
 EXIT_CODES = {"SUCCESS": 0, "FAILURE": 1, "ABORTED": 2}
 ABORT_FILE, PIPELINER_ABORT_FILE = "RELION_JOB_ABORT_NOW", "PIPELINER_JOB_ABORT_NOW"
@@ -117,6 +119,16 @@ def _exit_file(status: str) -> str:
     return f"RELION_JOB_EXIT_{status}"
 
 
+def leave_failure(folder: Path) -> None:
+    """Leave the exit file of a job that failed before it began; without one RELION waits for ever.
+
+    Raises FolderInUse, and leaves all as it is, where another run has the folder: the file would be news of that one.
+    Raises OSError where the folder cannot be written.
+    """
+    with FolderLock(folder):
+        RelionJob(folder).finish("FAILURE")
+
+
 def without_alias(path: Path) -> Path:
     """The path by the names of job directories (External/job003), where it was given by RELION's aliases for them.
 
@@ -163,7 +175,6 @@ def write_nodes(folder: Path, outputs: Iterable[Output], version: int) -> Path:
     columns = ("_rlnPipeLineNodeName", "_rlnPipeLineNodeTypeLabel", "_rlnPipeLineNodeType")
     header = [f"{name} #{number}" for number, name in enumerate(columns, start=1)]
     path = folder / NODES_FILE
-    aside = folder / f".{NODES_FILE}.part"
-    aside.write_text("\n".join(["", "data_output_nodes", "", "loop_", *header, *rows, "", ""]))
-    os.replace(aside, path)
+    with written_aside(path) as file:
+        file.write("\n".join(["", "data_output_nodes", "", "loop_", *header, *rows, "", ""]).encode())
     return path

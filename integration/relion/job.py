@@ -15,7 +15,7 @@ from integration.common.log import JobLog, explain, log_file
 from integration.common.process import devices_of, limit_threads
 from integration.common.ranks import describe, run_ranks
 from integration.common.requeue import RESUMABLE, SavedWork, comes_back
-from integration.relion.host import RelionJob, relion_version, write_nodes
+from integration.relion.host import EXIT_CODES, RelionJob, leave_failure, relion_version, write_nodes
 from integration.relion.request import Request, read_request
 
 __all__ = ["run"]
@@ -35,12 +35,13 @@ def run(job: str, options: Mapping[str, str]) -> int:
     """
     folder = Path(options["o"])
     try:
-        place = place_of(os.environ)
-    except ValueError as error:
-        _complain(job, str(error))
-        return RelionJob(folder).finish("FAILURE")
-    rank = place.rank if place else 0
-    try:
+        try:
+            place = place_of(os.environ)
+        except ValueError as error:
+            _complain(job, str(error))
+            leave_failure(folder)
+            return EXIT_CODES["FAILURE"]
+        rank = place.rank if place else 0
         # Before RelionJob, which clears the exit files: another run's must stay as they are.
         with _lock(folder, rank), RelionJob(folder, first=rank == 0) as host, JobLog(folder, rank):
             return _run_in(host, place, job, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.consensus import OpticsGroup
+from flex_job.files import path_aside
 from flex_job.simulation.atoms import default_sigma_A, load_antibody
 from flex_job.simulation.images import BATCH, amplitude_scale, recorded_images
 from flex_job.simulation.maps import ConsensusMaps, consensus_maps, population
@@ -149,9 +149,8 @@ def _write_stacks(project: SimulatedProject, how: Recording, seed: int, float16:
     for number, path in enumerate(true.stack_paths):
         members = np.flatnonzero(true.stack_index == number)
         group = true.optics[true.optics_index[members[0]]]
-        aside = path.with_name(f".{path.name}.part")
-        mode = 12 if float16 else 2
-        with mrcfile.new_mmap(aside, (len(members), group.box, group.box), mrc_mode=mode, overwrite=True) as stack:
+        shape, mode = (len(members), group.box, group.box), 12 if float16 else 2
+        with path_aside(path) as aside, mrcfile.new_mmap(aside, shape, mrc_mode=mode, overwrite=True) as stack:
             for start in range(0, len(members), BATCH):
                 batch = members[start : start + BATCH]
                 stack.data[start : start + len(batch)] = recorded_images(
@@ -160,7 +159,6 @@ def _write_stacks(project: SimulatedProject, how: Recording, seed: int, float16:
             stack.set_image_stack()
             stack.voxel_size = group.pixel_size_A
             stack.update_header_stats()
-        os.replace(aside, path)
 
 
 def _write_truth(project: SimulatedProject, maps: ConsensusMaps, facts: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import starfile
 from scipy.spatial.transform import Rotation
 
 from flex_job.consensus import Consensus
+from flex_job.files import path_aside
 from flex_job.simulation.maps import ConsensusMaps
 from flex_job.volume import write_volume
 
@@ -140,9 +140,8 @@ def _pipeline_tables() -> dict[str, Any]:
 
 
 def _write_star(path: Path, tables: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    starfile.write(tables, aside, overwrite=True)
-    # starfile's own comment holds the time: the same seed shall give the same bytes
-    lines = [line for line in aside.read_text().splitlines() if not line.startswith("#")]
-    aside.write_text("\n".join(["# version 30001", "", *lines, ""]))
-    os.replace(aside, path)
+    with path_aside(path) as aside:
+        starfile.write(tables, aside, overwrite=True)
+        # starfile's own comment holds the time: the same seed shall give the same bytes
+        lines = [line for line in aside.read_text().splitlines() if not line.startswith("#")]
+        aside.write_text("\n".join(["# version 30001", "", *lines, ""]))

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
+from flex_job import lock
+from flex_job.lock import FolderLock
 from integration.local import cli
 from integration.local.options import job_command
 from job_specs.jobs import JOBS
@@ -76,8 +78,38 @@ def test_a_usage_error_is_a_failed_job_for_relion(
     typo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, "refine", "--o", str(tmp_path), *typo) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["RELION_JOB_EXIT_FAILURE"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "RELION_JOB_EXIT_FAILURE"}
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_another_run_has_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RELION would take the exit file for news of the run that goes on there."""
+    monkeypatch.setattr(lock, "WAIT_S", 0.1)
+    typo = ["refine", "--o", str(tmp_path), "--latent_dim", "3"]
+    with FolderLock(tmp_path), monkeypatch.context() as stranger:
+        stranger.delenv(lock.SHARED)
+        assert run_main(monkeypatch, *typo) == 2
+        assert "another run works in this job directory" in capsys.readouterr().err
+        stranger.setenv("WORLD_SIZE", "two")  # a launcher that cannot be understood
+        assert run_main(monkeypatch, "refine", "--o", str(tmp_path)) == 1
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert run_main(monkeypatch, *typo) == 2  # negative control: it has ended
+    assert (tmp_path / "RELION_JOB_EXIT_FAILURE").exists()
+
+
+def test_a_job_that_cannot_be_loaded_is_a_failed_job_for_relion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: str, options: dict[str, str]) -> int:
+        raise ImportError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr("integration.relion.job.run", broken)
+    monkeypatch.setattr(sys, "argv", ["flex-job", "refine", "--o", str(tmp_path)])
+    with pytest.raises(ImportError, match="libtorch"):
+        cli.main()
+    assert (tmp_path / "RELION_JOB_EXIT_FAILURE").exists()
 
 
 @pytest.mark.parametrize("name", ["refine", "train", "reconstruct", "generate", "select"])

@@ -278,6 +278,45 @@ def test_what_the_engine_gets_is_the_connected_refinement(
     assert [consensus.latents for consensus, _ in seen[1:]] == [None, None]
 
 
+def test_conventions_taken_on_trust_are_warnings_in_the_event_log(
+    instance: Instance, engine: Callable[[Refine], None]
+) -> None:
+    def warnings(**fields: Any) -> list[str]:
+        """Of a run with these fields changed; those of flex.log."""
+        particles = instance.jobs["J2"].outputs["particles"].table
+        assert particles is not None
+        particles |= {name.replace("__", "/"): value for name, value in fields.items()}
+        before = set(instance.jobs)
+        start()
+        (uid,) = set(instance.jobs) - before
+        job = instance.jobs[uid]
+        shown = [event["text"] for event in job.events if "not tried" in event["text"]]
+        assert all(event["type"] == "warning" for event in job.events if "not tried" in event["text"])
+        log = (instance.folder / uid / "flex.log").read_text().splitlines()
+        assert [line.partition("WARNING ")[2] for line in log if "not tried" in line] == shown
+        return shown
+
+    engine(ended_early)
+    assert warnings() == []  # negative control: a refinement without any
+    rng = np.random.default_rng(0)
+    found = warnings(
+        ctf__trefoil_A=np.full((120, 2), 900.0, np.float32),
+        ctf__tetra_A=np.full((120, 4), 900.0, np.float32),
+        ctf__shift_A=np.full((120, 2), 1.5, np.float32),
+        ctf__anisomag=np.full((120, 4), 0.01, np.float32),
+        ctf__bfactor=np.full(120, 20.0, np.float32),
+        alignments3D__alpha=rng.uniform(0.8, 1.2, 120).astype(np.float32),
+        blob__sign=rng.choice([-1.0, 1.0], 120).astype(np.float32),
+    )
+    for what in ("trefoil", "tetrafoil", "image shift", "magnification", "bfactor", "alpha", "blob/sign"):
+        assert sum(what in line for line in found) == 1, what
+    assert len(found) == 7
+
+
+def ended_early(*others: Any) -> RefineResult:
+    raise ValueError("enough")
+
+
 def kill_in_interface(instance: Instance) -> Refine:
     def wait(consensus: Consensus, parameters: Any, folder: Path, events: Events, group: Any) -> RefineResult:
         events.check_stop()
