@@ -6,6 +6,7 @@ contrast, what it leaves gives the noise spectrum of each optics group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.band import Band
-from flex_job.consensus import Consensus
+from flex_job.consensus import Consensus, OpticsGroup
 from flex_job.ctf import ctf_at
 from flex_job.events import Events
 from flex_job.fourier import fourier_resize
@@ -25,9 +26,22 @@ from flex_job.problems import InputProblems
 from flex_job.raw_images import RawImages
 from flex_job.volume import Volume
 
-__all__ = ["Calibration", "Yardstick", "contrast_sign", "noise_sample", "noise_spectrum", "shrunk_contrast"]
+__all__ = [
+    "Calibration",
+    "Yardstick",
+    "contrast_sign",
+    "noise_sample",
+    "noise_spectrum",
+    "odd_groups",
+    "shrunk_contrast",
+]
 
 YARDSTICK_BAND = 0.7
+ODD_GROUP = (
+    0.6  # of the other groups' match: ice and microscopes differ, but hardly by two thirds of the signal's power
+)
+SURE = 4.0  # standard errors: there may be a thousand groups
+TOLD_GROUPS = 5
 GROUP_SAMPLE = 50  # images of every optics group at least, for the lowest shells have few coefficients each
 
 
@@ -186,3 +200,45 @@ def shrunk_contrast(
     spread = max(0.0, found * (1 - 2.4 / np.sqrt(len(raw))) - float(variance.mean()))
     shrunk = 1 + (relative - 1) * spread / (spread + variance)
     return (np.clip(shrunk, 0.2, 3.0) * centre / overall).astype(np.float32)
+
+
+def odd_groups(
+    raw: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    optics_index: NDArray[np.int32],
+    optics: Sequence[OpticsGroup],
+) -> str:
+    """What to tell of optics groups whose particles match the consensus map far less than the others', or nothing.
+
+    A particle's match is its contrast in units of its standard error: how many standard deviations of its noise the map
+    explains. One particle's is known to about one, so the mean of a group is sharp even where no image shows anything.
+    It is compared with the median of the other groups' means, weighted by their particles.
+    """
+    match = raw / np.sqrt(variance)
+    count = np.bincount(optics_index, minlength=len(optics))
+    used = np.flatnonzero(count)
+    if len(used) < 2:
+        return ""
+    mean = np.bincount(optics_index, match, len(optics)) / count.clip(min=1)
+    spread = np.sqrt(np.bincount(optics_index, (match - mean[optics_index]) ** 2, len(optics)) / count.clip(min=1))
+    # that of all within their groups, for few particles may agree by chance
+    error = np.maximum(spread, np.sqrt(np.average(spread**2, weights=count))) / np.sqrt(count.clip(min=1))
+    ascending = used[np.argsort(mean[used])]
+    found = []
+    for group in used.tolist():
+        others = ascending[ascending != group]
+        middle = others[np.searchsorted(np.cumsum(count[others]), 0.5 * count[others].sum())]
+        if mean[middle] > SURE * error[middle] and mean[group] + SURE * error[group] < ODD_GROUP * mean[middle]:
+            found.append(
+                f"{optics[group].name} ({count[group]} particles, {optics[group].pixel_size_A:g} A pixels): "
+                f"{mean[group]:.2f} where the others have {mean[middle]:.2f}"
+            )
+    if not found:
+        return ""
+    more = f"; and {len(found) - TOLD_GROUPS} more groups" if len(found) > TOLD_GROUPS else ""
+    return (
+        "warning: the particles of some optics groups match the consensus map far less than the others' (standard "
+        f"deviations of the noise that the map explains in each image): {'; '.join(found[:TOLD_GROUPS])}{more}. Check "
+        "their pixel size, the sign of their contrast, whether their images and poses belong together (the right star "
+        "or cs file and stacks) and the hand of the map that they were refined to; or leave these groups out"
+    )

@@ -20,7 +20,8 @@ import torch
 from flex_job.distributed import Group
 from flex_job.events import Events, StopRequested
 from flex_job.files import put_aside, sync_folder, written_aside
-from flex_job.problems import InputProblems
+from flex_job.plain_tensors import load_tensors
+from flex_job.problems import InputProblems, one_line
 from flex_job.shards import Index
 
 __all__ = ["Checkpoint", "Saver"]
@@ -64,7 +65,7 @@ class Checkpoint:
     def load(self, group: Group | None = None) -> dict[str, Any] | None:
         """The latest state that is whole, or None; the same on all ranks of `group`, together.
 
-        Raises InputProblems for a checkpoint of a newer version of this software.
+        Raises InputProblems for a checkpoint of a newer version of this software, and what says that memory ran out.
         """
         path = (group or Group()).first_does(self._latest)
         return None if path is None else _payload(path)["state"]
@@ -78,7 +79,7 @@ class Checkpoint:
     def _latest(self) -> Path | None:
         for path in (self.path, self.previous):
             try:
-                if path.exists() and _payload(path)["key"] == self.key:
+                if path.exists() and _payload(path).get("key") == self.key:
                     return path
             except _Newer as error:
                 raise InputProblems(
@@ -87,9 +88,9 @@ class Checkpoint:
                         "newer version of flex-job that wrote it, or add --restart, which throws its work away"
                     ]
                 ) from None
-            except Exception as error:  # whatever torch finds wrong with it
+            except (ValueError, OSError) as error:
                 where = put_aside(path)
-                text = " ".join(str(error).split())[:200]
+                text = one_line(error)[:200]
                 self.message(f"{path} is damaged ({text}); it is now {where.name}, and what was saved before is used")
         return None
 
@@ -124,7 +125,7 @@ def _head(digest: str) -> bytes:
 
 
 def _payload(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its content checked first. Raises ValueError, _Newer, and what torch raises."""
+    """What a checkpoint holds, its content checked first. Raises ValueError, OSError and _Newer."""
     with path.open("rb") as file:
         head = HEAD.fullmatch(file.read(HEAD_BYTES))
         if head is None:
@@ -137,7 +138,9 @@ def _payload(path: Path) -> dict[str, Any]:
         if version > FORMAT:
             raise _Newer(version)
         file.seek(HEAD_BYTES)
-        payload: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        payload = load_tensors(file)
+        if not isinstance(payload, dict) or not isinstance(payload.get("state"), dict):
+            raise ValueError("it holds no state")
         return payload
 
 

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flex_job.cache_parts import CacheParts
-from flex_job.calibration import Calibration, Yardstick, contrast_sign, noise_sample, noise_spectrum, shrunk_contrast
+from flex_job.calibration import (
+    Calibration,
+    Yardstick,
+    contrast_sign,
+    noise_sample,
+    noise_spectrum,
+    odd_groups,
+    shrunk_contrast,
+)
 from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.files import written_aside
 from flex_job.particles import ParticleStack
-from flex_job.problems import InputProblems
+from flex_job.problems import InputProblems, one_line
 from flex_job.raw_images import RawImages
 from flex_job.read_ahead import read_ahead
 from flex_job.volume import Volume
 from job_specs.parameters import PrepParameters
 
 __all__ = ["prepare", "restore"]
+
+LOWEST_LEVEL = 1e-3  # noise of an image, in units of its optics group's
+TOLD_IMAGES = 5
+MANY_BAD = 1000  # images: the stacks are broken, and to read on would tell nothing new
+log = logging.getLogger("flex_job")
 
 
 def prepare(
@@ -46,7 +61,8 @@ def prepare(
     of the particles; `path` and `record` are on a disk that all of them see. With a `checkpoint`, parts that an earlier
     call has written are kept where they are still what it wrote.
 
-    Raises InputProblems for images that are not finite or hold no signal of the map where the sign was to be found.
+    Raises InputProblems for images that are not finite or constant, with as many as were met: all of them, or the first
+    MANY_BAD of this rank. Also where the images hold no signal of the map and the sign was to be found.
     """
     began, group = time.monotonic(), group or Group()
     source = RawImages(consensus, box)
@@ -63,7 +79,7 @@ def prepare(
         calibration.sign if calibration else contrast_sign(parameters.contrast, gain, correlation, coefficients, events)
     )
     size = abs(gain)
-    shells, noise_t = source.band.shells, torch.from_numpy(noise)
+    shells, noise_t, bad_so_far = source.band.shells, torch.from_numpy(noise), list[int]()
 
     def save() -> None:
         written = parts.collected()
@@ -85,14 +101,20 @@ def prepare(
             scaled = data / torch.from_numpy(level)[:, None].float()
             values = np.stack([raw, level**2 / energy, level], axis=1)
             parts.write(index, torch.view_as_real(scaled).to(torch.float16).numpy(), values)
+            bad_so_far += index[_is_bad(level)].tolist()
+            if len(bad_so_far) >= MANY_BAD:
+                raise _bad_images(consensus, bad_so_far, f" of the first {parts.count} read")
             if index[0] // source.batch_size % 50 == 49:
                 events.progress(f"reading particles at {box} px", parts.count, parts.most, began)
         save()
         raw, variance, level = parts.values.T
-        bad = np.flatnonzero(~np.isfinite(level) | (level < 1e-3)).tolist()
+        bad = np.flatnonzero(_is_bad(level)).tolist()
         if bad:
-            raise InputProblems([_bad_images(consensus, bad)])
+            raise _bad_images(consensus, bad)
     if calibration is None:
+        odd = odd_groups(raw, variance, consensus.optics_index, consensus.optics)
+        if odd:
+            events.message(odd)
         contrast = np.ones(len(consensus), np.float32)
         if parameters.per_particle_scale:
             contrast = shrunk_contrast(raw, variance, consensus.optics_index)
@@ -107,13 +129,21 @@ def prepare(
     )
 
 
-def _bad_images(consensus: Consensus, bad: list[int]) -> str:
-    where = ", ".join(
-        f"{consensus.image_index[i] + 1}@{consensus.stack_paths[consensus.stack_index[i]]}" for i in bad[:5]
-    )
-    return (
-        f"{len(bad)} particle images are constant or not finite (NaN or infinite), e.g. {where}; "
-        "expected finite images: take them out of the STAR file or extract them again"
+def _is_bad(level: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which noise levels are those of images that say nothing: one NaN, wherever it was, is in every coefficient."""
+    return ~np.isfinite(level) | (level < LOWEST_LEVEL)
+
+
+def _bad_images(consensus: Consensus, bad: list[int], of: str = "") -> InputProblems:
+    """The problem with some of them by name; the log gets all names, for they are to be taken out together."""
+    names = [f"{consensus.image_index[i] + 1}@{consensus.stack_paths[consensus.stack_index[i]]}" for i in bad]
+    log.error("bad particle images:\n%s", "\n".join(map(one_line, names)))
+    return InputProblems(
+        [
+            f"{len(bad)} particle images{of} are constant or not finite (NaN or infinite), or a thousand times fainter "
+            f"than others of their optics group, e.g. {', '.join(names[:TOLD_IMAGES])}; expected finite images with "
+            "noise: take them out of the particle list (the log names all of them) or extract them again"
+        ]
     )
 
 

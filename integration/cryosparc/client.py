@@ -218,6 +218,8 @@ class ExternalJob:
         """A line in the event log. Progress (`epoch 3/12  ...`) updates its line, where the version can."""
         progress = PROGRESS.match(line)
         if progress is None:
+            if level == "warning" and self.instance.major == 4:  # 4.7 shows any level but text as an error
+                line, level = f"warning: {line}", "text"
             self.job.log(line, level=level)
             return
         what, now = progress["what"] or progress["solver"], time.monotonic()

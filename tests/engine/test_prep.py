@@ -249,6 +249,37 @@ def test_images_that_are_nan_or_constant_are_named_and_nothing_is_left(strong: D
     assert list(folder.iterdir()) == []
 
 
+def test_one_nan_in_an_image_that_no_sample_holds_is_found(
+    strong: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, count = tmp_path / "one.mrcs", len(strong.consensus)
+    consensus = new_stack(strong.consensus, strong.images(), path)
+    with mrcfile.mmap(path, mode="r+") as mrc:
+        mrc.data[69, 20, 30] = np.nan
+    missed = next(seed for seed in range(100) if 69 not in np.random.default_rng(seed).permutation(count)[:64])
+    assert ImageReader(consensus).check(seed=missed) == []
+    with pytest.raises(InputProblems, match=rf"1 particle images are constant or not finite.* 70@{path}; .*take them"):
+        run(consensus, tmp_path / "job")
+    assert caplog.messages[-1] == f"bad particle images:\n70@{path}"
+    with mrcfile.mmap(path, mode="r+") as mrc:  # negative control
+        mrc.data[69, 20, 30] = 0.0
+    run(consensus, tmp_path / "job")
+
+
+def test_reading_ends_where_many_images_are_bad(
+    strong: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = strong.images()
+    images[100:] = 0.0
+    consensus = new_stack(strong.consensus, images, tmp_path / "half.mrcs")
+    monkeypatch.setattr("flex_job.prep.MANY_BAD", 30)
+    monkeypatch.setattr("flex_job.raw_images.BATCH_PIXELS", 10 * BOX**2)
+    with pytest.raises(InputProblems, match="30 particle images of the first 130 read are"):
+        run(consensus, tmp_path / "job")
+    assert len(caplog.messages[-1].splitlines()) == 1 + 30
+    assert list((tmp_path / "job").iterdir()) == []
+
+
 @pytest.mark.parametrize("value", [np.nan, 0.0, 5.0])
 def test_a_stack_of_nothing_but_bad_images_is_told_so(strong: Data, tmp_path: Path, value: float) -> None:
     consensus = strong.consensus.select(np.arange(20))

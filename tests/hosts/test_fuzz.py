@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import tempfile
 import time
 import zipfile
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bad_input_project import MAP, STACK, STAR, cs_bytes, cs_table, make_project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from flex_job import checkpoint
 from flex_job.manifest import Manifest, _reset_peak_memory, peak_memory_MiB
 from flex_job.mesh import TetMesh, read_cryosparc_mesh
 from flex_job.model import FlexModel
@@ -122,6 +125,14 @@ class Reader:
     examples: int = 60
 
 
+STATE = {
+    "rows": torch.arange(5.0),
+    "flags": torch.ones(3, dtype=torch.bool),
+    "random": torch.Generator().get_state(),
+    "nested": {"list": [1, 2.5, None, True], "tuple": (1, "a"), 3: {}},
+}
+
+
 def config(path: Path) -> None:
     _, problems = read_parameters(JOBS["refine"], {"config": str(path)})
     if problems:
@@ -133,6 +144,33 @@ def manifest(path: Path) -> None:
     found.is_complete("mesh", {})
     found.changes("mesh", {})
     path.with_name("manifest.previous.json").unlink(missing_ok=True)
+
+
+def hashed_again(sound: bytes, part: int, damage: list[tuple[str, int, bytes, int]]) -> bytes:
+    """A checkpoint's archive damaged under hashes that are right; or the file as it is, which its hash tells."""
+    if part % 8 == 0:
+        return damaged(sound, damage)
+    return as_checkpoint(in_archive(sound[checkpoint.HEAD_BYTES :], part // 8, damage))
+
+
+def as_checkpoint(payload: bytes) -> bytes:
+    digest = hashlib.sha256(b"format 1" + payload).hexdigest()
+    return f"flex-job checkpoint, format 000001, sha256 {digest}\n".encode() + payload
+
+
+def states(path: Path) -> None:
+    """Both generations damaged alike: nothing is raised, and what is not used is put aside and told in a line."""
+    said: list[str] = []
+    kept = checkpoint.Checkpoint(path, "work", said.append)
+    content = path.read_bytes()
+    kept.previous.write_bytes(content)
+    found = kept.load()
+    assert all(is_one_line(text) and "is damaged" in text for text in said)
+    assert found is None or isinstance(found, dict)
+    for left in path.parent.glob(f"{path.stem}*"):
+        left.unlink()
+    if found is None:
+        raise ValueError("not used")
 
 
 READERS = {
@@ -147,6 +185,7 @@ READERS = {
     "latents_star": Reader("l.star", read_latents, examples=100),
     "yaml": Reader("c.yaml", config, examples=150),
     "manifest": Reader("job/manifest.json", manifest, in_manifest, examples=100),
+    "checkpoint": Reader("checkpoint_x.pt", states, hashed_again, examples=200),
     "model": Reader("Model/flex_model.pt", FlexModel.load, in_archive, examples=100),
 }
 
@@ -166,6 +205,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = Manifest(root / "job")
     with record.stage("mesh", {}, ["out"]) as results:
         results["vertices"] = 3
+    checkpoint.Checkpoint(root / "checkpoint_x.pt", "work").save(STATE)
     return root
 
 
@@ -223,3 +263,96 @@ TEXT = st.text("0123456789.eE+-naifxyo\u00b2\u0663 ,:/~*$;|&`\n\0\x1b'\"\u00e9",
 def test_any_text_as_parameters(flags: dict[str, str]) -> None:
     _, problems = read_parameters(JOBS["refine"], flags)
     assert all(is_one_line(message) for message in InputProblems(problems).messages)
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(torch.arange(3.0))),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(st.one_of(st.sampled_from(["key", "state", "rows"]), st.integers()), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=EXAMPLES or 60, derandomize=not EXAMPLES, deadline=None, database=None)
+@given(VALUES, st.one_of(st.just("work"), VALUES), st.booleans())
+def test_any_sound_content_as_a_checkpoint(value: object, key: object, with_state: bool) -> None:
+    """What torch wrote, under a hash that is right, but not by us: used where it is a state of this work."""
+    content = io.BytesIO()
+    torch.save({"key": key, "state": value} if with_state else value, content)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = checkpoint.Checkpoint(Path(folder) / "checkpoint_x.pt", "work")
+        kept.path.write_bytes(as_checkpoint(content.getvalue()))
+        found = kept.load()
+    if not with_state:
+        key, value = (value.get("key"), value.get("state")) if isinstance(value, dict) else (None, None)
+    ours = isinstance(key, str) and key == "work"
+    assert (found is not None) == (ours and isinstance(value, dict))
+
+
+class Runs:
+    """Pickled, a call of the function that would make the file `ran`."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def with_pickle(pickled: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
+    """torch's archive with another pickle in it, or none other and packed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(SOUND)) as source, zipfile.ZipFile(out, "w", how) as target:
+        for name in source.namelist():
+            target.writestr(name, pickled if pickled and name.endswith("data.pkl") else source.read(name))
+    return out.getvalue()
+
+
+def call(name: bytes) -> bytes:
+    """A pickle of a state that `name`(2 ** 29) makes."""
+    return b"\x80\x02}(X\x03\0\0\0keyX\x04\0\0\0workX\x05\0\0\0state}X\x04\0\0\0rowsc" + name + b"\nJ\0\0\0\x20\x85Rsu."
+
+
+SOUND = saved({"key": "work", "state": {"rows": torch.zeros(100_000)}})
+HOSTILE = {
+    "runs": saved({"key": "work", "state": Runs()}),
+    "runs, as a plain pickle": pickle.dumps(Runs()),
+    "runs, of protocol 4": with_pickle(pickle.dumps({"key": "work", "state": Runs()}, 4)),
+    "a byte array": with_pickle(call(b"builtins\nbytearray")),
+    "a byte array by its old name": with_pickle(call(b"__builtin__\nbytearray")),
+    "a storage that no file fills": with_pickle(call(b"torch\nFloatStorage")),
+    "packed": with_pickle(b"", zipfile.ZIP_DEFLATED),
+    "a class of ours": saved({"key": "work", "state": {"mesh": TetMesh}}),
+    "a function of torch": saved({"key": "work", "state": {"rows": torch.load}}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_content_under_a_right_hash(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    kept = checkpoint.Checkpoint(tmp_path / "checkpoint_x.pt", "work", said.append)
+    kept.path.write_bytes(as_checkpoint(HOSTILE[name]))
+    Path("flex_model.pt").write_bytes(HOSTILE[name])
+    _reset_peak_memory()
+    before = peak_memory_MiB()
+    assert kept.load() is None
+    with pytest.raises(ValueError, match="flex_model"):
+        FlexModel.load(Path("flex_model.pt"))
+    assert peak_memory_MiB() - before < 100
+    assert len(said) == 1 and is_one_line(said[0]) and "weights_only" not in said[0]
+    assert not Path("ran").exists()
+
+
+def test_what_they_are_made_of_is_sound(tmp_path: Path) -> None:
+    """Negative control of the hostile ones."""
+    kept = checkpoint.Checkpoint(tmp_path / "checkpoint_x.pt", "work")
+    for content in (SOUND, with_pickle(b"")):
+        kept.path.write_bytes(as_checkpoint(content))
+        assert kept.load() is not None
