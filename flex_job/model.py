@@ -53,6 +53,10 @@ class FlexModel:
         """Displacements (b, V, 3) of the mesh's vertices in angstroms at latents `z` (b, K)."""
         return self.flow(torch.from_numpy(np.asarray(z, dtype=np.float32))).numpy()
 
+    def slopes(self, z: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Derivatives (b, K, V, 3) of those displacements along each latent."""
+        return self.flow.with_derivative(torch.from_numpy(np.asarray(z, dtype=np.float32)))[1].numpy()
+
     def save(self, path: Path) -> Path:
         """Plain tensors with a schema version; written aside, then renamed over `path`."""
         with written_aside(path) as file:
@@ -106,7 +110,7 @@ def _model(data: Mapping[str, Any]) -> FlexModel:
     dims, layers, units = (int(number) for number in data["flow_shape"])
     if not (1 <= layers <= MOST_LAYERS and dims >= 1 and 1 <= units <= MOST_UNITS):
         raise ValueError(f"a flow of {dims} latents, {layers} layers and {units} units")
-    weights = dict(data["flow"])
+    weights = {"centre": torch.zeros(units + dims)} | dict(data["flow"])  # models of earlier versions have none
     array_in(weights, "last.weight", np.float32, 3 * len(mesh.vertices_A), units)
     array_in(weights, "trunk.0.weight", np.float32, units, dims)
     for name, tensor in weights.items():

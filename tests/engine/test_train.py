@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -16,6 +17,8 @@ from flex_job.checkpoint import Checkpoint
 from flex_job.events import Events, StopRequested
 from flex_job.mesh import TetMesh, build_mesh
 from flex_job.model import FlexModel
+from flex_job.operator import MASK_LEVEL, voxel_domain
+from flex_job.operator.convect import convect
 from flex_job.particles import ParticleStack
 from flex_job.prep import prepare, restore
 from flex_job.train import Trainer, train
@@ -24,7 +27,9 @@ from integration.relion.read import read_consensus
 from integration.relion.simulate import simulate_project
 from job_specs.parameters import MeshParameters, PrepParameters, TrainParameters
 
-QUICK = TrainParameters(latent_dims=1, epochs=3, fixed_latent_epochs=1, map_every=0, batch=100, flow_units=16)
+QUICK = TrainParameters(
+    latent_dims=1, epochs=3, fixed_latent_epochs=1, map_every=0, batch=100, flow_units=16, held_out=0
+)
 
 
 class Prepared(NamedTuple):
@@ -119,8 +124,37 @@ def test_standardised_latents_move_nothing(prepared: Prepared) -> None:
     trainer.standardise_latents()
     after = trainer.flow(torch_of(trainer.latents[:20])).detach().numpy()
     np.testing.assert_allclose(after, with_torch, atol=1e-3)
-    second = trainer.latents.T @ trainer.latents / len(trainer.latents) + trainer.covariance.mean(0)
+    trained = ~trainer.kept_aside
+    z = trainer.latents[trained]
+    second = z.T @ z / len(z) + trainer.covariance[trained].mean(0)
     np.testing.assert_allclose(second, np.eye(2), atol=1e-3)
+
+
+@pytest.mark.parametrize("map_every", [0, 1])
+def test_the_canonical_frame_is_the_mean_of_the_particles(prepared: Prepared, map_every: int) -> None:
+    """The mean displacement of every vertex is zero, and the map still explains the images in that frame."""
+    trainer = trainer_of(prepared, replace(QUICK, map_every=map_every, flow_learning_rate=5e-3))
+    kept: dict[str, NDArray[np.float32]] = {}
+    rest_at_mean = trainer.rest_at_mean
+
+    def watched() -> None:
+        u = trainer.flow(torch.from_numpy(trainer.latents)).detach().numpy()
+        kept["map"], kept["u"] = trainer.map.data, u
+        rest_at_mean()
+
+    trainer.rest_at_mean = watched  # type: ignore[method-assign]
+    model = train(trainer)
+    moved, trained = model.displacement(model.latents), ~trainer.kept_aside
+    assert np.abs(moved[trained].mean(axis=0)).max() < 1e-3 and np.abs(moved).max() > 1
+    drift = kept["u"][trained].mean(axis=0)
+    np.testing.assert_allclose(moved, kept["u"] - drift, atol=1e-3)  # one field for all: no motion is lost
+    assert map_every or np.abs(drift).max() > 0.1  # the flow had drifted, so this test can fail
+    domain = voxel_domain(prepared.mesh, prepared.mask, MASK_LEVEL)
+    for z, u in zip(model.latents[::200], kept["u"][::200], strict=True):
+        vertices = prepared.mesh.vertices_A
+        before = convect(domain, domain.gather(kept["map"]), vertices + u).data
+        after = convect(domain, domain.gather(model.map.data), vertices + model.displacement(z[None])[0]).data
+        assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
 
 
 def stopped_at(prepared: Prepared, parameters: TrainParameters, kept: Checkpoint, polls: int) -> Trainer:
