@@ -33,16 +33,19 @@ def canonical_map(
     group: Group,
     batch_size: int,
     checkpoint: Checkpoint | None = None,
+    left_out: NDArray[np.bool_] | None = None,
 ) -> Volume:
     """The map at the stack's box that explains the particles best in the model's band, with vertices at `positions`.
 
     Each half-set is solved for on its own, from zero; their mean is filtered by its signal-to-noise ratio as the
     halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow to
     move towards that noise, and both final half-maps would then agree on it. Each half has its part of `checkpoint`.
+    Particles at which `left_out` (n,) is true have no part in it.
     """
 
     def solve_half(half: int, group: Group) -> NDArray[np.float32]:
-        index = np.flatnonzero(stack.halves == half)
+        used = stack.halves == half
+        index = np.flatnonzero(used if left_out is None else used & ~left_out)
         problem = LeastSquares(stack, index, model, positions, batch_size=batch_size, events=events, group=group)
         of_half = checkpoint and checkpoint.part(f"half{half}")
         state = load_solver_state(of_half, problem.voxels, group) if of_half else None

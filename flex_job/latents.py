@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flex_job.flow import FlowGenerator
+from flex_job.flow import Flow
 from flex_job.imaging import ImageModel
 from flex_job.particles import Batch
 
@@ -40,7 +40,7 @@ def posterior_covariance(hessian: torch.Tensor) -> torch.Tensor:
 def gauss_newton(
     model: ImageModel,
     values: torch.Tensor,
-    flow: FlowGenerator,
+    flow: Flow,
     batch: Batch,
     vertices_A: torch.Tensor,
     z: torch.Tensor,
@@ -61,7 +61,7 @@ def gauss_newton(
 def coordinate_descent(
     model: ImageModel,
     values: torch.Tensor,
-    flow: FlowGenerator,
+    flow: Flow,
     batch: Batch,
     vertices_A: torch.Tensor,
     z: torch.Tensor,

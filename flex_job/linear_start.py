@@ -69,13 +69,16 @@ def linear_start(
     seed: int,
     events: Events,
     group: Group | None = None,
+    index: NDArray[np.int64] | None = None,
 ) -> LinearStart:
-    """Fields from SAMPLE particles in the band of `model`; the ranks of `group` share the work."""
+    """Fields from SAMPLE particles (where given: of those at `index`) in the band of `model`; the ranks of `group`
+    share the work."""
     group = group or Group()
     device = model.operator.device
     modes = torch.from_numpy(soft_modes(mesh, MODES + 6)).to(device)
     vertices = torch.from_numpy(mesh.vertices_A.astype(np.float32)).to(device)
-    sample = np.sort(np.random.default_rng(seed).permutation(len(stack))[:SAMPLE])
+    known = np.arange(len(stack)) if index is None else index
+    sample = np.sort(np.random.default_rng(seed).permutation(known)[:SAMPLE])
     hessian_parts, gradient_parts = [torch.zeros(0, len(modes), len(modes))], [torch.zeros(0, len(modes))]
     for batch in stack.batches(group.checked(group.batches(sample, batch_size), events), model.band):
         hessian, gradient = _equations(model, values, batch, vertices, modes)
@@ -108,7 +111,7 @@ def linear_latents(
 def _equations(
     model: ImageModel, values: torch.Tensor, batch: Batch, vertices_A: torch.Tensor, fields: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normal equations of the amplitudes of `fields`, at rest, on the CPU."""
+    """J^T J (b, K, K) and J^T r (b, K) of the amplitudes of `fields` (K, V, 3), at rest, on the CPU."""
     q, dq = model.positions(batch, vertices_A), model.directions(batch, fields)
     hessian, gradient, _ = normal_equations(model, values, batch, q, dq)
     return hessian.cpu(), gradient.cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,14 @@ class Batch:
         m = len(band)
         return Batch(self.index, self.data[:, :m], self.transfer[:, :m], self.projections, self.origins_px)
 
+    def take(self, keep: NDArray[np.bool_]) -> Batch:
+        """Those of the particles that `keep` (b,) says."""
+        if keep.all():
+            return self
+        rows = torch.from_numpy(np.flatnonzero(keep)).to(self.data.device)
+        fields = (self.data, self.transfer, self.projections, self.origins_px)
+        return Batch(self.index[keep], *(field[rows] for field in fields))
+
 
 @dataclass(frozen=True)
 class ParticleStack:
@@ -51,6 +59,7 @@ class ParticleStack:
     (groups, box // 2 + 1) is the noise amplitude per shell that the coefficients were divided by, `scale` (n,) the
     particle's contrast divided by its own noise level. `projections` (n, 2, 3) take angstroms to pixels of the
     stack and hold rotation and magnification; `pixel_sizes_A` (n,) are the images' exact pixel sizes at `box`.
+    `rows` (n,) are the particles' places in the file, where it holds others too.
     """
 
     path: Path
@@ -64,9 +73,17 @@ class ParticleStack:
     ctf: CtfParameters
     noise: NDArray[np.float32]
     scale: NDArray[np.float32]
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.halves)
+
+    def select(self, index: NDArray[np.int64]) -> ParticleStack:
+        """The particles at `index`, in that order, from the same file."""
+        per_particle = ("projections", "origins_px", "halves", "optics_index", "pixel_sizes_A", "scale")
+        changes = {name: getattr(self, name)[index] for name in per_particle}
+        rows = index if self.rows is None else self.rows[index]
+        return replace(self, rows=rows, ctf=self.ctf.select(index), **changes)
 
     @property
     def extent_A(self) -> float:
@@ -96,7 +113,8 @@ class ParticleStack:
 
     def _read(self, index: NDArray[np.int64], band: Band) -> NDArray[np.float16]:
         """Coefficients (b, m, 2). The lowest frequencies come first: of each record only the beginning is read."""
-        return read_records(self.path, index, (len(self.band()), 2), len(band))
+        rows = index if self.rows is None else self.rows[index]
+        return read_records(self.path, rows, (len(self.band()), 2), len(band))
 
     def _batch(self, index: NDArray[np.int64], packed: NDArray[np.float16], band: Band) -> Batch:
         device = band.radius.device

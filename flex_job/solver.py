@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.distributed import Group
 from flex_job.events import Events
-from flex_job.flow import FlowGenerator
 from flex_job.imaging import ImageModel
 from flex_job.particles import Batch, ParticleStack
 from flex_job.solver_state import PartialSums, SolverState, save_solver_state
@@ -29,7 +28,7 @@ RIDGE = 1e-2  # of the weakest shell's weight: bounds what no image sees, change
 def moved_vertices(
     model: ImageModel,
     rest_A: torch.Tensor,
-    flow: FlowGenerator | None = None,
+    flow: Callable[[torch.Tensor], torch.Tensor] | None = None,
     latents: NDArray[np.float32] | None = None,
 ) -> Callable[[Batch], torch.Tensor]:
     """What `LeastSquares` takes as `positions`: vertices moved by `flow` at the latents (n, K), or at rest."""

@@ -27,11 +27,13 @@ from flex_job.events import Events
 from flex_job.flow import FlowGenerator
 from flex_job.flow_gradient import FlowObjective
 from flex_job.gauge import standardised
+from flex_job.held_out import held_out
 from flex_job.latents import coordinate_descent, gauss_newton
 from flex_job.levels import Level, Levels, band_limit
 from flex_job.linear_start import linear_latents, linear_start
 from flex_job.mesh import TetMesh
 from flex_job.model import FlexModel
+from flex_job.operator.convect import convect
 from flex_job.particles import Batch, ParticleStack
 from flex_job.rigidity import Rigidity
 from flex_job.shards import Index, epoch_batches
@@ -75,6 +77,7 @@ class Trainer:
         `group`, by default one process on the CPU. See `make_operator` for `tf32`. Minibatches larger than
         `micro_batch` are gone through in parts, those of the linear start with `start_batch`; 0 is without limit."""
         self.stack, self.mesh, self.parameters, self.events = stack, mesh, parameters, events
+        self.kept_aside = held_out(len(stack), parameters.held_out, seed)
         self.seed, self.checkpoint = seed, checkpoint
         self.mask = mask
         self.map = consensus_map
@@ -131,6 +134,7 @@ class Trainer:
                 self.seed,
                 self.events,
                 self.group,
+                np.flatnonzero(~self.kept_aside),
             )
             self.fields = start.fields
             self.flow.start_straight(start.fields)
@@ -237,15 +241,17 @@ class Trainer:
                 if self.epoch >= p.fixed_latent_epochs:
                     self.infer(batch, levels)
                 rows = torch.from_numpy(np.searchsorted(whole, batch.index))
-                z = self.drawn_latents(batch, noise[rows])
-                loss, stiff = self.objective.add_gradient(fine, batch, whole, z)
+                keep = ~self.kept_aside[batch.index]
+                learned = batch.take(keep)
+                z = self.drawn_latents(learned, noise[rows[torch.from_numpy(keep)]])
+                loss, stiff = self.objective.add_gradient(fine, learned, whole[~self.kept_aside[whole]], z)
                 self.data_term += loss
                 self.stiffness += stiff / len(batches)
             self.flow_step()
         if self.epoch >= p.fixed_latent_epochs:
             self.share_latents()
             self.standardise_latents()
-        self.history.append(self.history_row(band, len(self.stack) * len(fine.model.band)))
+        self.history.append(self.history_row(band, int((~self.kept_aside).sum()) * len(fine.model.band)))
         self.epoch, self.minibatch = self.epoch + 1, 0
         due = self.epoch - p.fixed_latent_epochs
         last = self.epoch == p.epochs
@@ -269,15 +275,19 @@ class Trainer:
 
     def standardise_latents(self) -> None:
         """Latents to their prior, the flow with the inverse: no displacement changes."""
-        self.latents, self.covariance, inverse = standardised(self.latents, self.covariance)
+        self.latents, self.covariance, inverse = standardised(self.latents, self.covariance, ~self.kept_aside)
         self.flow.change_latents(torch.from_numpy(inverse).to(self.device))
 
     def solve_map(self) -> None:
-        """Solve for the canonical map at the present band limit, latents and flow fixed."""
+        """Solve for the canonical map at the present band limit, latents and flow fixed, in the frame of the mean
+        displacement: left alone the flow drifts from it, and both halves' maps would share a distorted frame."""
+        self.flow.rest_at_mean(self._trained_latents())
         model = self.levels.model(band_limit(self.parameters, self.epoch))
         positions = moved_vertices(model, self.vertices, self.flow, self.latents)
         checkpoint = self.checkpoint and self.checkpoint.part("map", f"after epoch {self.epoch}")
-        self.map = canonical_map(self.stack, model, positions, self.events, self.group, self.micro_batch, checkpoint)
+        self.map = canonical_map(
+            self.stack, model, positions, self.events, self.group, self.micro_batch, checkpoint, self.kept_aside
+        )
         self.map_due = False
         self.save()
 
@@ -290,6 +300,7 @@ class Trainer:
             for batch in parts:
                 self.infer(batch, [*levels, levels[-1]])
         self.share_latents()
+        self.rest_at_mean()
         return FlexModel(
             mesh=self.mesh,
             flow=self.flow.cpu(),
@@ -300,6 +311,19 @@ class Trainer:
             history=np.array(self.history).reshape(-1, len(HISTORY)),
             history_names=HISTORY,
         )
+
+    def rest_at_mean(self) -> None:
+        """Make the mean displacement of the particles zero, and carry the map along by what it was."""
+        rest = torch.zeros(1, self.parameters.latent_dims, device=self.device)
+        with torch.no_grad():
+            before = self.flow(rest)
+            self.flow.rest_at_mean(self._trained_latents())
+            field = (before - self.flow(rest))[0].cpu().numpy()  # one for all latents
+        domain = self.levels.domain(self.stack.box)
+        self.map = convect(domain, domain.gather(self.map.data), self.mesh.vertices_A + field)
+
+    def _trained_latents(self) -> torch.Tensor:
+        return torch.from_numpy(self.latents[~self.kept_aside])
 
     def motion_rms(self) -> float:
         """Root mean square displacement over particles and vertices, in angstroms, weighed by rigidity."""

@@ -1,0 +1,33 @@
+"""A training put to the test: its motion against none, each with a map and pose corrections of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flex_job.model import FlexModel
+from flex_job.solver import moved_vertices
+from flex_job.train import Trainer
+from flex_job.validation.gain import Gain, held_out_gain
+from flex_job.validation.sides import Side, make_side, solved_map
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models and what one gains over the other."""
+
+    flex: Side
+    rigid: Side
+    gain: Gain
+
+
+def compare(trainer: Trainer, model: FlexModel) -> Comparison:
+    """`trainer` is one for the particles that `model` was trained on, with the same seed and parameters. Together."""
+    device, flow = trainer.device, model.flow.to(trainer.device)
+    images = trainer.levels.model(trainer.parameters.band_end)
+    still = solved_map(trainer, moved_vertices(images, trainer.vertices))
+    flex, rigid = make_side(trainer, model.map, flow, model.latents), make_side(trainer, still, None, model.latents)
+    gain = held_out_gain(trainer, flex, rigid)
+    model.flow.to("cpu" if device.type != "cpu" else device)
+    return Comparison(flex, rigid, gain)

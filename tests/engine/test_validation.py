@@ -1,0 +1,165 @@
+"""Is the motion real? What training keeps aside stays aside, pose errors are no motion, and the verdict follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from flex_job.events import Events
+from flex_job.gauge import standardised
+from flex_job.held_out import held_out
+from flex_job.levels import Level
+from flex_job.mesh import TetMesh, build_mesh
+from flex_job.particles import ParticleStack
+from flex_job.prep import prepare, restore
+from flex_job.train import Trainer, train
+from flex_job.validation import Estimate, Verdict, compare, estimate, judge, simulate_rigid
+from flex_job.validation.poses import pose_fields, rigid_motions
+from flex_job.volume import Volume
+from integration.relion.read import read_consensus
+from integration.relion.simulate import simulate_project
+from job_specs.parameters import MeshParameters, PrepParameters, TrainParameters
+
+QUICK = TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16)
+
+
+class Prepared(NamedTuple):
+    stack: ParticleStack
+    mesh: TetMesh
+    map: Volume
+    mask: Volume
+    folder: Path
+
+    def trainer(self, **changes: object) -> Trainer:
+        return Trainer(self.stack, self.mesh, self.map, self.mask, replace(QUICK, **changes), Events())
+
+    def without_motion(self, wobble_A: float, seed: int = 0) -> Prepared:
+        """Rigid particles, turned and shifted by as much in each of the six ways as their poses do not tell."""
+        trainer = self.trainer()
+        fields = wobble_A * torch.from_numpy(rigid_motions(self.mesh))
+        level = trainer.levels.level(self.map, QUICK.band_end)
+        path = self.folder / f"rigid_{wobble_A:g}_{seed}.f16"
+        stack = simulate_rigid(self.stack, level, trainer.vertices, fields, path, seed=seed, batch_size=200)
+        return self._replace(stack=stack)
+
+    def coarse(self) -> Level:
+        return self.trainer().levels.level(self.map, QUICK.band_start)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """1,000 particles of 32 px with one moving arm."""
+    folder = tmp_path_factory.mktemp("validation")
+    simulate_project(folder, motion="one_hinge", particles=1000, box=32, pixel_size_A=8.0, snr=0.1, seed=3)
+    consensus = read_consensus(
+        folder / "Refine3D/job001/run_data.star", mask_path=folder / "MaskCreate/job002/mask.mrc"
+    )
+    assert consensus.mask is not None
+    cache, record = folder / "prep.f16", folder / "prep.npz"
+    prepare(consensus, consensus.mask, 32, PrepParameters(), cache, record, Events())
+    stack, calibration = restore(consensus, 32, cache, record)
+    mesh = build_mesh(consensus.map, consensus.mask, MeshParameters(tetra_cells=12))
+    density = Volume(consensus.map.data * np.float32(calibration.gain), consensus.map.pixel_size_A)
+    return Prepared(stack, mesh, density, consensus.mask, folder)
+
+
+def verdict_on(data: Prepared) -> Verdict:
+    trainer = data.trainer()
+    gain = compare(trainer, train(trainer)).gain
+    return judge(estimate(gain.flex), estimate(gain.shuffled))
+
+
+def test_a_motion_is_supported_and_shuffled_latents_are_not(prepared: Prepared) -> None:
+    verdict = verdict_on(prepared)
+    assert verdict.verdict == "supported"
+    assert verdict.shuffled.mean < 0
+    assert Verdict.of(verdict.record()) == verdict
+
+
+@pytest.mark.parametrize("wobble_A", [0.0, 4.0], ids=["exact poses", "pose errors"])
+def test_particles_without_motion_support_none(prepared: Prepared, wobble_A: float) -> None:
+    assert verdict_on(prepared.without_motion(wobble_A)).verdict == "not supported"
+
+
+def test_a_training_does_not_see_what_it_keeps_aside(prepared: Prepared) -> None:
+    """Flow and map are the same, to the last bit, when those particles hold nothing but noise."""
+    trainer = prepared.trainer()
+    path = prepared.folder / "spoiled.f16"
+    spoiled = np.fromfile(prepared.stack.path, np.float16).reshape(len(prepared.stack), -1)
+    spoiled[trainer.kept_aside] = np.random.default_rng(0).normal(size=(trainer.kept_aside.sum(), spoiled.shape[1]))
+    spoiled.tofile(path)
+    other = prepared._replace(stack=replace(prepared.stack, path=path)).trainer()
+    first, second = train(trainer), train(other)
+    for one, two in zip(first.flow.parameters(), second.flow.parameters(), strict=True):
+        assert torch.equal(one, two)
+    np.testing.assert_array_equal(first.map.data, second.map.data)
+    aside = trainer.kept_aside
+    assert not np.allclose(first.latents[aside], second.latents[aside], atol=0.1)  # and yet they have latents
+
+
+@pytest.mark.parametrize(
+    "n, fraction, count", [(10, 0.05, 2), (1000, 0.05, 200), (10_000, 0.05, 500), (10**6, 0.05, 5000), (1000, 0.0, 0)]
+)
+def test_how_many_are_kept_aside(n: int, fraction: float, count: int) -> None:
+    chosen = held_out(n, fraction, 0)
+    assert chosen.shape == (n,) and chosen.sum() == count
+    np.testing.assert_array_equal(chosen, held_out(n, fraction, 0))
+    assert count < 10 or (chosen != held_out(n, fraction, 1)).any()
+
+
+def test_pose_errors_are_found_in_their_size(prepared: Prepared) -> None:
+    def sizes(data: Prepared) -> np.ndarray:
+        trainer = data.trainer()
+        index = np.arange(len(data.stack))
+        fields = pose_fields(data.stack, index, data.mesh, data.coarse(), 200, trainer.group).numpy()
+        motions = rigid_motions(data.mesh).reshape(6, -1)
+        amplitudes = fields.reshape(6, -1) @ np.linalg.pinv(motions)  # of each motion in each field
+        return np.sqrt((amplitudes**2).sum(axis=0))
+
+    np.testing.assert_allclose(sizes(prepared.without_motion(6.0)), 6.0, rtol=0.25)
+    assert sizes(prepared.without_motion(0.0)).max() < 2.5
+
+
+def test_rigid_motions_strain_nothing_and_are_one_angstrom(prepared: Prepared) -> None:
+    trainer = prepared.trainer()
+    motions = torch.from_numpy(rigid_motions(prepared.mesh))
+    bent = motions.clone()
+    bent[:, :, 0] *= 1 + 0.1 * torch.rand(motions.shape[1], generator=torch.Generator().manual_seed(0))
+    energy = trainer.objective.rigidity.energy
+    assert float(energy(1e-2 * motions)) < 1e-3 * float(energy(1e-2 * bent))
+
+
+def made(mean: float, error: float) -> Estimate:
+    return Estimate(mean, mean - 1.96 * error, mean + 1.96 * error, 200)
+
+
+@pytest.mark.parametrize(
+    "mean, error, nulls, word",
+    [
+        (1.0, 0.1, [], "supported"),
+        (0.2, 0.1, [], "undecided"),
+        (0.1, 0.1, [], "not supported"),
+        (-1.0, 0.1, [], "not supported"),
+        (1.0, 0.1, [-0.1, 0.1], "supported"),
+        (1.0, 0.1, [-0.1, 0.9], "not supported"),
+        (1.0, 0.1, [-5.0], "supported"),
+    ],
+)
+def test_the_verdict(mean: float, error: float, nulls: list[float], word: str) -> None:
+    verdict = judge(made(mean, error), made(-1.0, 0.1), [made(null, 0.1) for null in nulls])
+    assert verdict.verdict == word
+    assert f"{mean:.2g} nats per particle" in str(verdict)
+
+
+def test_standardising_goes_by_those_it_is_told(prepared: Prepared) -> None:
+    rng = np.random.default_rng(0)
+    latents, covariance = rng.normal(size=(50, 2)), np.tile(0.1 * np.eye(2), (50, 1, 1))
+    some = np.arange(50) < 30
+    z, c, matrix = standardised(latents, covariance, some)
+    np.testing.assert_allclose(z[some].T @ z[some] / 30 + c[some].mean(0), np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(z @ matrix.T, latents, atol=1e-5)
