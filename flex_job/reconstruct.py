@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class HalfMaps:
 def reconstruct(
     stack: ParticleStack,
     support: Volume,
-    model: FlexModel | None,
+    models: Sequence[FlexModel] | None,
     parameters: ReconstructParameters,
     events: Events,
     *,
@@ -47,17 +48,20 @@ def reconstruct(
 ) -> HalfMaps:
     """Both half-maps at the stack's box, from zero, in the voxels where the mask `support` holds more than a trace.
 
-    With `model` through its flow at its latents; without, rigid: the same solver and the same voxels. Each half has
-    its part of the `checkpoint`: see `solve`. The ranks of `group` share the work and all get both maps. `batch_size`
-    particles go at a time: see `memory`.
+    With `models` through their flow at their latents, the same for both halves or one each; without, rigid: the same
+    solver and the same voxels. Each half has its part of the `checkpoint`: see `solve`. The ranks of `group` share the
+    work and all get both maps. `batch_size` particles go at a time: see `memory`.
     """
     group = group or Group()
     device = group.device
-    if model is None:
+    if models is None:
         domain, vertices = rigid_domain(support, MASK_LEVEL)
         name = "rigid"
     else:
-        domain, vertices = voxel_domain(model.mesh, support, MASK_LEVEL), model.mesh.vertices_A.astype(np.float32)
+        domain, vertices = (
+            voxel_domain(models[0].mesh, support, MASK_LEVEL),
+            models[0].mesh.vertices_A.astype(np.float32),
+        )
         name = "flex"
     image_model = ImageModel(
         make_operator(domain, device, tf32=tf32),
@@ -68,14 +72,16 @@ def reconstruct(
         oversampling=parameters.oversampling,
     )
     rest = torch.from_numpy(vertices).to(device)
-    if model is None:
-        positions = moved_vertices(image_model, rest)
-    else:
-        positions = moved_vertices(image_model, rest, model.flow.to(device), model.latents)
+    positions = (
+        [moved_vertices(image_model, rest)]
+        if models is None
+        else [moved_vertices(image_model, rest, model.flow.to(device), model.latents) for model in models]
+    )
 
     def solve_half(half: int, those: Group) -> tuple[NDArray[np.float32], int, bool]:
         index = np.flatnonzero(stack.halves == half)
-        problem = LeastSquares(stack, index, image_model, positions, batch_size=batch_size, events=events, group=those)
+        moved = positions[(half - 1) % len(positions)]
+        problem = LeastSquares(stack, index, image_model, moved, batch_size=batch_size, events=events, group=those)
         of_half = checkpoint and checkpoint.part(f"half{half}")
         state = _solve_half(problem, parameters, events, f"{name} half {half}", of_half)
         return state.values.cpu().numpy(), state.iteration, state.converged
