@@ -178,6 +178,9 @@ class Data:
     box: int = BOX
     pixel_size_A: float = PIXEL_A
 
+    def __len__(self) -> int:
+        return len(self.whole)
+
     def batch(self, index: NDArray[np.int64], band: Band) -> Batch:
         w = self.whole
         return Batch(index, w.data[index], w.transfer[index], w.projections[index], w.origins_px[index])
