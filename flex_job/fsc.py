@@ -1,10 +1,12 @@
 """Fourier shell correlation of two half-maps: unmasked, masked, and corrected for the mask by phase randomisation.
 
 Shells are one Fourier pixel wide, shell s has spatial frequency s / (box * pixel size), the last one, box // 2, is
-Nyquist. The correction is that of Chen et al. 2013 (Ultramicroscopy 135, 24-35) with the two rules of RELION's
-PostProcess: phases are randomised from the first shell where the unmasked FSC falls below 0.8, and the correction
-starts two shells beyond. Unlike RELION every Fourier coefficient counts once (RELION counts the plane kx = 0 of the
-half-transform twice), so curves agree to within the noise of a shell and not to the last digit.
+Nyquist. Curves are RELION PostProcess's: every coefficient of the half transform (kx >= 0) counts once, so that the
+plane kx = 0 weighs twice; phases are random from the first shell where the unmasked FSC falls below 0.8, and the
+correction (Chen et al. 2013, Ultramicroscopy 135, 24-35) starts two shells beyond.
+
+The correction is by what random phases give on average, not by one draw of them: see `randomised_masked`. RELION
+draws once, so each of its corrected curves has the noise of that draw, and their mean is ours.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ __all__ = [
     "CurveName",
     "FscCurves",
     "compare_half_maps",
+    "corrected_for_mask",
     "fsc",
     "fsc_masked",
-    "phase_randomised",
+    "low_shells",
+    "mean_spread",
     "radii_by_plane",
+    "randomised_masked",
     "resolution_at",
     "resolution_text",
     "shell_index",
@@ -57,7 +62,7 @@ class FscCurves:
 
     def resolution_A(self, threshold: float = 0.143, curve: CurveName = "corrected") -> float:
         """Resolution in angstrom; see `resolution_at` for curves that do not cross."""
-        return _crossing(getattr(self, curve), threshold, self.frequency_per_A)
+        return resolution_at(getattr(self, curve), threshold, self.frequency_per_A)
 
     def resolution_text(self, threshold: float = 0.143, curve: CurveName = "corrected") -> str:
         """The same for a reader: '7.9 A', '4.0 A or better (Nyquist)' or 'none'."""
@@ -85,19 +90,43 @@ def fsc_masked(a: NDArray[np.floating], b: NDArray[np.floating], mask: NDArray[n
     return _correlate(_transform(a * mask), _transform(b * mask))
 
 
-def phase_randomised(volume: NDArray[np.floating], first_shell: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The map with its amplitudes kept and its phases random from `first_shell` on.
+def randomised_masked(
+    half1: NDArray[np.floating], half2: NDArray[np.floating], mask: NDArray[np.floating], first_shell: int
+) -> NDArray[np.float64]:
+    """What `fsc_masked` gives on average when phases from `first_shell` on are random, in each half on its own.
 
-    The phases are those of a real white-noise map, so that Friedel mates stay conjugate and the map stays real.
+    With X the part of a half that becomes random, L the rest, and M the mask: what M X1 and M X2 have in common is
+    nothing on average, and the power of M X is |FT M|^2 convolved with |FT X|^2, whatever the phases. So the FSC is the
+    correlation of M L1 and M L2 over the power of M (L + X), summed over shells. No phase needs to be drawn.
     """
-    box = volume.shape[0]
-    transform = _transform(volume)
-    noise = _transform(rng.standard_normal(volume.shape, dtype=np.float32))
-    for z, radius in radii_by_plane(box):
-        far = np.rint(radius) >= first_shell
-        phase = noise[z][far]
-        transform[z][far] = np.abs(transform[z][far]) * phase / np.maximum(np.abs(phase), 1e-20)
-    return np.asarray(scipy.fft.irfftn(transform, s=volume.shape), dtype=np.float32)
+    _check_pair(half1, half2)
+    _check_mask(mask, half1.shape)
+    near = [_transform(low_shells(half, first_shell) * mask) for half in (half1, half2)]
+    counts = _shell_sums(np.ones(near[0].shape, np.float32))
+    power = [
+        _shell_sums(np.abs(transform) ** 2) + counts * mean_spread(half, mask, first_shell)
+        for transform, half in zip(near, (half1, half2), strict=True)
+    ]
+    return _over(_shell_sums((near[0] * near[1].conj()).real), power[0] * power[1])
+
+
+def low_shells(volume: NDArray[np.floating], first_shell: int) -> NDArray[np.float32]:
+    """The map without its shells from `first_shell` on, which are those at a radius of at least that (RELION)."""
+    return np.asarray(scipy.fft.irfftn(_part(volume, first_shell, far=False), s=volume.shape), dtype=np.float32)
+
+
+def mean_spread(volume: NDArray[np.floating], mask: NDArray[np.floating], first_shell: int) -> NDArray[np.float64]:
+    """Mean power per coefficient and shell, (box // 2 + 1,), of the map's shells from `first_shell` on with random
+    phases, times the mask, which may lie anywhere in the box.
+
+    In float64: near shells may have a million times the power of far ones.
+    """
+    far = np.abs(_part(volume, first_shell, far=True)).astype(np.float64) ** 2
+    window = np.abs(_transform(mask)).astype(np.float64) ** 2
+    shape = volume.shape
+    both = scipy.fft.irfftn(far, s=shape) * scipy.fft.irfftn(window, s=shape)
+    spread = np.asarray(scipy.fft.rfftn(both)).real / volume.size
+    return np.maximum(_shell_sums(spread) / _shell_sums(np.ones(spread.shape, np.float32)), 0.0)
 
 
 def compare_half_maps(
@@ -105,7 +134,6 @@ def compare_half_maps(
     half2: NDArray[np.floating],
     mask: NDArray[np.floating] | None,
     pixel_size_A: float,
-    seed: int = 0,
 ) -> FscCurves:
     """All FSC curves of two half-maps (z, y, x), as RELION's PostProcess computes them; see the module's head.
 
@@ -126,31 +154,46 @@ def compare_half_maps(
     if not len(low):
         return FscCurves(unmasked, masked, nothing, masked, frequency)
     start = int(low[0]) + 1
-    rng = np.random.default_rng(seed)
-    randomised = fsc_masked(phase_randomised(half1, start, rng), phase_randomised(half2, start, rng), mask)
+    randomised = randomised_masked(half1, half2, mask, start)
+    return FscCurves(unmasked, masked, randomised, corrected_for_mask(masked, randomised, start), frequency, start)
+
+
+def corrected_for_mask(
+    masked: NDArray[np.float64], randomised: NDArray[np.float64], first_shell: int
+) -> NDArray[np.float64]:
+    """Masked curves (..., shells) without what the mask alone contributes, two shells after `first_shell` and on."""
     corrected = masked.copy()
-    tail = slice(start + SHELLS_BEFORE_CORRECTION, None)
+    tail = np.s_[..., first_shell + SHELLS_BEFORE_CORRECTION :]
     # 1 - randomised can only vanish for a mask of a few voxels; then nothing can be said and the shell counts as 0.
     room = 1.0 - randomised[tail]
     corrected[tail] = np.where(room > 1e-6, (masked[tail] - randomised[tail]) / np.maximum(room, 1e-6), 0.0)
-    return FscCurves(unmasked, masked, randomised, corrected, frequency, start)
+    return corrected
 
 
-def resolution_at(curve: NDArray[np.floating], threshold: float, box: int, pixel_size_A: float) -> float:
+def resolution_at(curve: NDArray[np.floating], threshold: float, frequency_per_A: NDArray[np.floating]) -> float:
     """Resolution (A) where the curve first falls below `threshold`, linear in frequency between two shells.
 
     A curve that never falls below gives Nyquist: the data would allow more than the box can show. One that is below
     from the first shell on gives infinity: the halves share nothing at any resolution. Shell 0 (the mean) is ignored.
     RELION reports the last shell above the threshold instead, so its figure is never better than this one.
     """
-    if len(curve) != box // 2 + 1:
-        raise ValueError(f"a curve of {len(curve)} shells; expected {box // 2 + 1} for a box of {box} px")
-    return _crossing(curve, threshold, np.arange(box // 2 + 1) / (box * pixel_size_A))
+    if len(curve) != len(frequency_per_A):
+        raise ValueError(f"a curve of {len(curve)} shells; expected {len(frequency_per_A)}, one per frequency")
+    below = np.flatnonzero(~(np.asarray(curve)[1:] >= threshold)) + 1
+    if not len(below):
+        return float(1.0 / frequency_per_A[-1])
+    first = int(below[0])
+    if first == 1:
+        return float("inf")
+    high, low = float(curve[first - 1]), float(curve[first])
+    step = (high - threshold) / (high - low) if np.isfinite(low) else 0.0
+    frequency = frequency_per_A[first - 1] + step * (frequency_per_A[first] - frequency_per_A[first - 1])
+    return float(1.0 / frequency)
 
 
 def resolution_text(curve: NDArray[np.floating], threshold: float, frequency_per_A: NDArray[np.floating]) -> str:
     """The resolution for a reader, with the two cases in words where the curve does not cross the threshold."""
-    value = _crossing(curve, threshold, frequency_per_A)
+    value = resolution_at(curve, threshold, frequency_per_A)
     if np.isinf(value):
         return "none"
     reached = bool((curve[1:] >= threshold).all())
@@ -173,22 +216,11 @@ def shell_means(transform: NDArray[np.complexfloating]) -> NDArray[np.float64]:
     return _shell_sums(np.abs(transform)) / _shell_sums(np.ones(transform.shape, np.float32))
 
 
-def _crossing(curve: NDArray[np.floating], threshold: float, frequency_per_A: NDArray[np.floating]) -> float:
-    below = np.flatnonzero(~(np.asarray(curve)[1:] >= threshold)) + 1
-    if not len(below):
-        return float(1.0 / frequency_per_A[-1])
-    first = int(below[0])
-    if first == 1:
-        return float("inf")
-    high, low = float(curve[first - 1]), float(curve[first])
-    step = (high - threshold) / (high - low) if np.isfinite(low) else 0.0
-    frequency = frequency_per_A[first - 1] + step * (frequency_per_A[first] - frequency_per_A[first - 1])
-    return float(1.0 / frequency)
-
-
 def _correlate(a: NDArray[np.complexfloating], b: NDArray[np.complexfloating]) -> NDArray[np.float64]:
-    cross = _shell_sums((a * b.conj()).real)
-    power = _shell_sums(np.abs(a) ** 2) * _shell_sums(np.abs(b) ** 2)
+    return _over(_shell_sums((a * b.conj()).real), _shell_sums(np.abs(a) ** 2) * _shell_sums(np.abs(b) ** 2))
+
+
+def _over(cross: NDArray[np.float64], power: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(power > 0, cross / np.sqrt(np.where(power > 0, power, 1.0)), 0.0)
 
 
@@ -196,20 +228,23 @@ def _transform(volume: NDArray[np.floating]) -> NDArray[np.complex64]:
     return np.asarray(scipy.fft.rfftn(np.asarray(volume, dtype=np.float32)))
 
 
+def _part(volume: NDArray[np.floating], first_shell: int, far: bool) -> NDArray[np.complex64]:
+    """The transform with nothing below `first_shell`, or (not `far`) with nothing from there on."""
+    transform = _transform(volume)
+    for z, radius in radii_by_plane(volume.shape[0]):
+        transform[z][(radius < first_shell) == far] = 0.0
+    return transform
+
+
 def _shell_sums(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Sum over the full sphere, in float64: columns whose Friedel mate rfftn leaves out count twice."""
+    """Sums in float64 of what belongs to the coefficients of an rfftn, each counted once, as RELION does."""
     box = values.shape[0]
-    twice = np.full(box // 2 + 1, 2.0)
-    twice[0] = 1.0
-    if box % 2 == 0:
-        twice[-1] = 1.0
     last = box // 2
     sums = np.zeros(last + 1)
     for z, radius in radii_by_plane(box):
-        clipped = np.minimum(
-            np.rint(radius).astype(int), last + 1
-        ).ravel()  # the corners, beyond Nyquist, fall in a bin that is dropped
-        sums += np.bincount(clipped, weights=(values[z] * twice).ravel(), minlength=last + 2)[: last + 1]
+        # the corners, beyond Nyquist, fall in a bin that is dropped
+        clipped = np.minimum(np.rint(radius).astype(int), last + 1).ravel()
+        sums += np.bincount(clipped, weights=values[z].ravel(), minlength=last + 2)[: last + 1]
     return sums
 
 

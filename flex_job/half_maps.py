@@ -21,14 +21,12 @@ def map_files(kind: str) -> list[str]:
     return [*(f"{kind}_half{half}_class001_unfil.mrc" for half in (1, 2)), f"{kind}_class001.mrc"]
 
 
-def write_half_maps(
-    folder: Path, kind: str, halves: HalfMaps, mask: Volume, seed: int, bfactor_A2: float
-) -> dict[str, Any]:
+def write_half_maps(folder: Path, kind: str, halves: HalfMaps, mask: Volume, bfactor_A2: float) -> dict[str, Any]:
     """Write both maps, and both combined, sharpened by `bfactor_A2` (0: by a Guinier fit); returns what the report
     needs to know of them."""
     for name, volume in zip(map_files(kind), halves.maps, strict=False):
         write_volume(folder / name, volume.data, volume.pixel_size_A)
-    curves = half_map_curves(folder, kind, mask, seed)
+    curves = half_map_curves(folder, kind, mask)
     first, second = (volume.data for volume in halves.maps)
     fit = guinier_fit(first, second, curves)
     combined, bfactor = combine(first, second, curves, bfactor_A2 or fit.bfactor_A2)
@@ -41,8 +39,8 @@ def write_half_maps(
     }
 
 
-def half_map_curves(folder: Path, kind: str, mask: Volume, seed: int) -> FscCurves:
-    """FSC of the half-maps in `folder`, in a mask of any box; `seed` of the phases that are made random."""
+def half_map_curves(folder: Path, kind: str, mask: Volume) -> FscCurves:
+    """FSC of the half-maps in `folder`, in a mask of any box."""
     first, second = (read_volume(folder / name) for name in map_files(kind)[:2])
     soft = np.clip(fourier_resize(mask, first.box).data, 0, 1)
-    return compare_half_maps(first.data, second.data, soft, first.pixel_size_A, seed)
+    return compare_half_maps(first.data, second.data, soft, first.pixel_size_A)

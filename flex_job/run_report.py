@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flex_job.calibration import Calibration
 from flex_job.consensus import Consensus
 from flex_job.fsc import FscCurves
 from flex_job.generate import frames, latent_path
+from flex_job.independent import agreement_sentence
+from flex_job.latent_calibration import told
 from flex_job.manifest import Manifest, versions
 from flex_job.model import FlexModel
-from flex_job.motion import motion_amplitude
+from flex_job.motion import Motion, motion_amplitude, motion_uncertainty
 from flex_job.report import ReportData, Stage, write_report
-from flex_job.volume import Volume, read_volume
+from flex_job.resolution import KINDS, Resolution, locres_file
+from flex_job.validation import Verdict
+from flex_job.volume import Volume, read_volume, write_volume
 from job_specs.parameters import RefineParameters
 
-__all__ = ["summary_lines", "write_run_report"]
+__all__ = ["REPORT_FILES", "summary_lines", "write_run_report"]
 
 FRAMES = 7
+MOTION, UNCERTAINTY = "motion_amplitude.mrc", "motion_uncertainty.mrc"
+REPORT_FILES = ("logfile.pdf", "report.html", MOTION, UNCERTAINTY)
 
 
 def write_run_report(
@@ -28,13 +37,20 @@ def write_run_report(
     model: FlexModel,
     rigid: FscCurves,
     flex: FscCurves,
+    between_A: NDArray[np.floating] | None = None,
 ) -> tuple[str, ...]:
-    """logfile.pdf and report.html beside the manifest, of complete stages; returns the lines of the summary."""
+    """REPORT_FILES beside the manifest, of complete stages; returns the lines of the summary. `between_A` (V,) is the
+    error of the motion model at each vertex, where there are two to tell."""
     folder = manifest.path.parent
     motion = motion_amplitude(model, parameters.run.seed)
+    uncertainty = motion_uncertainty(model, between_A, parameters.run.seed)
+    for name, found in ((MOTION, motion), (UNCERTAINTY, uncertainty)):
+        write_volume(folder / name, np.nan_to_num(found.volume.data), found.volume.pixel_size_A)
     summary = summary_lines(rigid, flex, motion.mean_A, motion.largest_A, consensus.map.pixel_size_A)
     path = latent_path(model.latents, 0, FRAMES)
     kept = {kind: manifest.results(kind) for kind in ("rigid", "flex")}
+    asked = bool(parameters.resolution.locres_sampling)
+    local = {kind: read_volume(folder / locres_file(kind)) if asked else None for kind in KINDS}
     notes = [
         f"{kind}: the solver stopped at max_iterations before its tolerance; more iterations may improve the maps"
         for kind in kept
@@ -63,6 +79,9 @@ def write_run_report(
         flex=flex,
         rigid_map=read_volume(folder / "rigid_class001.mrc"),
         flex_map=read_volume(folder / "flex_class001.mrc"),
+        resolution=Resolution.of(manifest.results("resolution")),
+        rigid_locres=local["rigid"],
+        flex_locres=local["flex"],
         rigid_bfactor_A2=kept["rigid"]["bfactor_A2"],
         flex_bfactor_A2=kept["flex"]["bfactor_A2"],
         frames=list(frames(model, model.map, path)),
@@ -72,10 +91,31 @@ def write_run_report(
         parameters=asdict(parameters),
         versions=versions(),
         motion_mean_A=motion.mean_A,
+        independent_halves=parameters.train.independent_halves,
+        verdict=[*_verdict(manifest), *_uncertainty(manifest, uncertainty, between_A is not None)],
         notes=notes,
     )
     write_report(data, folder)
     return summary
+
+
+def _verdict(manifest: Manifest) -> list[str]:
+    """Whether the images support the motion, and how well two models agree on it, where that was asked."""
+    stages = manifest.record["stages"]
+    verdict = stages.get("validate", {}).get("results")
+    agreed = stages.get("train", {}).get("results", {}).get("agreement")
+    return [*([str(Verdict.of(verdict))] if verdict else []), *([agreement_sentence(**agreed)] if agreed else [])]
+
+
+def _uncertainty(manifest: Manifest, found: Motion, between_models: bool) -> list[str]:
+    """How well a single particle's latents and displacement are known, a sentence each."""
+    factor = manifest.record["stages"].get("train", {}).get("results", {}).get("latent_noise_factor")
+    also = ", and the difference of the two motion models," if between_models else ""
+    sentence = (
+        f"The noise of its images{also} leaves a single particle's displacement uncertain by {found.mean_A:.1f} Å on "
+        f"average over the molecule and by {found.largest_A:.1f} Å where it is least known ({UNCERTAINTY})."
+    )
+    return [sentence] if factor is None else [told(factor), sentence]
 
 
 def summary_lines(

@@ -27,7 +27,8 @@ MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 class StackHeader:
     """What is needed to find one image in an MRC file; `size_bytes` is the file's real length.
 
-    `pixel_size_A` is that along x, not checked: 0 when the header has none, and perhaps not finite.
+    `pixel_size_A` is that along x, not checked: 0 when the header has none, and perhaps not finite. `origin_A` (xyz) is
+    where the header places the first voxel: its ORIGIN where that is set, else its first section's number.
     """
 
     count: int
@@ -37,6 +38,7 @@ class StackHeader:
     offset_bytes: int
     size_bytes: int
     pixel_size_A: float
+    origin_A: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def image_bytes(self) -> int:
@@ -91,7 +93,10 @@ def parse_header(descriptor: int, path: Path, kind: str = "image stack") -> Stac
             (cell_A,) = struct.unpack(f"{order}f", raw[40:44])
             pixel = cell_A / intervals if intervals > 0 else 0.0
             dtype = np.dtype(order + MODES[mode])
-            return StackHeader(count, height, width, dtype, HEADER_BYTES + extended, size, pixel)
+            origin = struct.unpack(f"{order}3f", raw[196:208])
+            if not any(origin):
+                origin = tuple(start * pixel for start in struct.unpack(f"{order}3i", raw[16:28]))
+            return StackHeader(count, height, width, dtype, HEADER_BYTES + extended, size, pixel, origin)
     width, height, count, mode = struct.unpack("<4i", raw[:16])
     raise ValueError(
         one_line(

@@ -24,10 +24,14 @@ LARGEST_VALUE = 1e15  # the sum of the squares of a hundred million such values 
 
 @dataclass(frozen=True)
 class Volume:
-    """A cubic volume: `data` float32 (z, y, x), `pixel_size_A` the voxel's edge. The origin is voxel box // 2."""
+    """A cubic volume: `data` float32 (z, y, x), `pixel_size_A` the voxel's edge. The origin is voxel box // 2.
+
+    `corner_A` (xyz) is where an atomic model has the first voxel: the origin of an MRC header.
+    """
 
     data: NDArray[np.float32]
     pixel_size_A: float
+    corner_A: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def box(self) -> int:
@@ -61,7 +65,7 @@ def read_volume(path: str | Path) -> Volume:
         raise ValueError(
             one_line(f"{path}: values from {low:g} to {high:g}; expected at most {LARGEST_VALUE:g}; scale it down")
         )
-    return Volume(data, header.pixel_size_A)
+    return Volume(data, header.pixel_size_A, header.origin_A)
 
 
 def _check_memory(path: Path, header: StackHeader) -> None:

@@ -9,6 +9,7 @@ __all__ = [
     "fsc",
     "latents",
     "learning",
+    "locres",
     "mesh",
     "motion_slices",
     "motion_surface",
@@ -23,6 +24,10 @@ def fsc(data: ReportData) -> str:
         "Thick: corrected for the mask by phase randomisation, the curve to quote. Dotted: no mask. Dash-dotted: "
         "what the mask alone gives with random phases; where it is well above 0, the mask is too tight."
     )
+    if data.resolution.masks:
+        text += " Thin, in colours of their own: corrected, inside each of the given masks; the rigid one is dashed."
+    if data.resolution.model is not None:
+        text += " Dots: with the atomic model, to be compared with 0.5."
     if data.rigid is not None and data.flex is not None:
         text += " Below: the gain by the motion."
     if data.training_limit_A:
@@ -78,6 +83,14 @@ def slices(data: ReportData) -> str:
     return (
         "The three slices that hold most density; each map in units of its own spread inside the mask, density dark."
         + (f" B-factor applied: {'; '.join(applied)}." if applied else "")
+    )
+
+
+def locres(data: ReportData) -> str:
+    return (
+        "Resolution in soft spheres that are moved over the map (RELION's rule), in the same slices, inside the mask; "
+        "lines are contours of the density. Both maps have one scale, from the 2nd to the 98th percentile. A sphere is "
+        "larger than a residue: edges of domains share their neighbours' value."
     )
 
 

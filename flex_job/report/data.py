@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.fsc import FscCurves
+from flex_job.resolution import Resolution
 from flex_job.volume import Volume
 
 if TYPE_CHECKING:
@@ -45,9 +46,12 @@ class ReportData:
     motion_mean_A        its mean as the run states it (weighted by density); without it, that over the mask's voxels
     rigid, flex          FSC curves of the half-maps without and with motion
     rigid_map, flex_map  combined, sharpened maps
+    resolution           FSC in the user's masks and with an atomic model, quantiles of the local resolution
+    rigid_locres, flex_locres  local resolution in A per voxel
     rigid_bfactor_A2, flex_bfactor_A2   applied to those two maps
     frames               maps along latent 1, low to high; `frame_latents` their values of latent 1
     training_limit_A     finest resolution that the motion model has seen, A
+    independent_halves   whether each half-set has a motion model of its own
     learning             per epoch: name -> (epochs,) or (epochs, K); the names of `flex_job.train.HISTORY` are put in
                          words, others drawn under their own; at most eight are
     parameters, versions as they should be listed; a nested mapping becomes a group
@@ -72,11 +76,15 @@ class ReportData:
     flex: FscCurves | None = None
     rigid_map: Volume | None = None
     flex_map: Volume | None = None
+    resolution: Resolution = field(default_factory=Resolution)
+    rigid_locres: Volume | None = None
+    flex_locres: Volume | None = None
     rigid_bfactor_A2: float | None = None
     flex_bfactor_A2: float | None = None
     frames: Sequence[Volume] = ()
     frame_latents: NDArray[np.floating] | None = None
     training_limit_A: float | None = None
+    independent_halves: bool = False
     learning: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     parameters: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
@@ -86,7 +94,7 @@ class ReportData:
     def problems(self) -> list[str]:
         """What does not fit together, one sentence each: given, expected."""
         found = []
-        for name in ("consensus_map", "mask", "motion_A", "rigid_map", "flex_map"):
+        for name in ("consensus_map", "mask", "motion_A", "rigid_map", "flex_map", "rigid_locres", "flex_locres"):
             found += _volume_problems(name, getattr(self, name))
         for number, frame in enumerate(self.frames):
             found += _volume_problems(f"frames[{number}]", frame)

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 __all__ = [
     "ACCENT",
+    "DOMAINS",
     "FIRST",
     "FLEX",
     "GREY",
@@ -31,6 +32,8 @@ FIRST = "#0072b2"
 LAST = "#e69f00"
 MAP_COLOUR = "#8fb3cf"
 STILL = "#c3cad2"
+DOMAINS = ("#009e73", "#cc79a7", "#b08800", "#56b4e9")
+"""For the masks of a user."""
 MOTION_RAMP = ("#d3d9df", "#f3d98b", "#ec9a3c", "#cc4b37", "#75184a")
 """From still to moving; it darkens all the way, so that it reads without colour too."""
 

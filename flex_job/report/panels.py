@@ -32,6 +32,7 @@ TITLES = {
     "latents": "Latents",
     "uncertainty": "Uncertainty of the latents",
     "slices": "Slices, rigid and flex",
+    "locres": "Local resolution",
     "surfaces": "Surfaces, rigid and flex",
     "mesh": "Mesh",
     "learning": "Training",
@@ -58,7 +59,11 @@ def report_panels(data: ReportData, scene: Scene | None) -> list[Panel]:
     """All figures for which there are data; surfaces are rendered here, once for all outputs."""
     panels = []
     if data.flex is not None or data.rigid is not None:
-        panels.append(Panel("fsc", "result", captions.fsc(data), 2.45, partial(panels_fsc.draw_fsc, data=data)))
+        height = 3.1 if data.resolution.masks or data.resolution.model else 2.45
+        panels.append(Panel("fsc", "result", captions.fsc(data), height, partial(panels_fsc.draw_fsc, data=data)))
+    if scene is not None and (data.rigid_locres is not None or data.flex_locres is not None):
+        draw = partial(panels_maps.draw_locres, data=data, scene=scene)
+        panels.append(Panel("locres", "maps", captions.locres(data), 4.3, draw))
     if scene is not None:
         panels += _motion_panels(data, scene)
         panels += _map_panels(data, scene)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from itertools import cycle
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
@@ -10,11 +13,12 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from flex_job.fsc import FscCurves
 from flex_job.report.data import ReportData
-from flex_job.report.look import ACCENT, FLEX, GREY, INK, RIGID
+from flex_job.report.look import ACCENT, DOMAINS, FLEX, GREY, INK, RIGID
 
 __all__ = ["draw_fsc"]
 
 NO_MASK = (0, (1.5, 1.5))
+DASHED = (0, (4, 2))
 RANDOM = (0, (5, 1.5, 1, 1.5))
 ROUND_A = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3.2, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.8, 1.6, 1.4, 1.2, 1)
 """Resolutions that may get a tick."""
@@ -37,6 +41,8 @@ def draw_fsc(figure: FigureBase, data: ReportData) -> None:
     for name, curves, colour in (("rigid", data.rigid, RIGID), ("flex", data.flex, FLEX)):
         if curves is not None:
             _plot_curves(axes, name, curves, colour)
+    _plot_masks(axes, data)
+    _plot_model(axes, data)
     some = data.flex or data.rigid
     assert some is not None
     finest = float(some.frequency_per_A[-1])
@@ -46,7 +52,7 @@ def draw_fsc(figure: FigureBase, data: ReportData) -> None:
     axes.axhline(0, color=GREY, lw=0.5)
     axes.set_ylim(-0.08, 1.03)
     axes.set_ylabel("FSC")
-    _legend(axes)
+    _legend(axes, data)
     lower = axes
     if data.rigid is not None and data.flex is not None and len(data.rigid.corrected) == len(data.flex.corrected):
         lower = figure.add_subplot(grid[1, 0], sharex=axes)
@@ -81,11 +87,34 @@ def _plot_curves(axes: Axes, name: str, curves: FscCurves, colour: str) -> None:
         axes.plot([1 / crossing], [0.143], "o", ms=4.5, mfc="white", mec=colour, mew=1.4, zorder=5)
 
 
-def _legend(axes: Axes) -> None:
+def _plot_masks(axes: Axes, data: ReportData) -> None:
+    """Corrected curves inside the user's masks, flex whole and rigid dashed."""
+    for mask, colour in zip(data.resolution.masks, cycle(DOMAINS), strict=False):
+        resolution = mask.flex.resolution_text(0.143).replace(" A", " Å")
+        name = textwrap.shorten(mask.name, 24, placeholder="…")
+        axes.plot(mask.flex.frequency_per_A, mask.flex.corrected, color=colour, lw=1.1, label=f"{name}: {resolution}")
+        axes.plot(mask.rigid.frequency_per_A, mask.rigid.corrected, color=colour, lw=0.9, ls=DASHED)
+
+
+def _plot_model(axes: Axes, data: ReportData) -> None:
+    model = data.resolution.model
+    if model is None:
+        return
+    for kind, colour in (("rigid", RIGID), ("flex", FLEX)):
+        axes.plot(model.frequency_per_A, getattr(model, kind), ".", color=colour, ms=3, alpha=0.8, mew=0)
+
+
+def _legend(axes: Axes, data: ReportData) -> None:
     """The two curves to quote by name, the line styles of the others in grey; where fewest curves run."""
     handles, labels = axes.get_legend_handles_labels()
     handles += [Line2D([], [], color=GREY, lw=0.8, ls=NO_MASK), Line2D([], [], color=GREY, lw=0.7, ls=RANDOM)]
     labels += ["without mask", "random phases, masked"]
+    if data.resolution.masks:
+        handles.append(Line2D([], [], color=GREY, lw=0.9, ls=DASHED))
+        labels.append("rigid, in these")
+    if data.resolution.model is not None:
+        handles.append(Line2D([], [], color=GREY, lw=0, marker=".", ms=4))
+        labels.append("map and model")
     legend = axes.legend(handles, labels, loc="best", handlelength=2.4, frameon=True, title="resolution at 0.143")
     legend.get_frame().set(facecolor="white", alpha=0.85, edgecolor="none")
     legend.set_alignment("left")

@@ -22,7 +22,15 @@ from flex_job.report.pictures import Picture, motion_palette
 from flex_job.report.scene import Scene, resampled, within_mask
 from flex_job.volume import Volume
 
-__all__ = ["draw_extremes", "draw_mesh", "draw_motion_slices", "draw_motion_surface", "draw_slices", "draw_surfaces"]
+__all__ = [
+    "draw_extremes",
+    "draw_locres",
+    "draw_mesh",
+    "draw_motion_slices",
+    "draw_motion_surface",
+    "draw_slices",
+    "draw_surfaces",
+]
 
 PLANES = (("xy", 0, 1), ("xz", 0, 2), ("yz", 1, 2))
 """Slices by name: the axes (0 = x) drawn to the right and up."""
@@ -45,31 +53,76 @@ def draw_motion_surface(figure: FigureBase, data: ReportData, pictures: list[Pic
 def draw_motion_slices(figure: FigureBase, data: ReportData, scene: Scene) -> None:
     """Three slices: motion in colour inside the mask, density as contour lines."""
     assert data.motion_A is not None
-    volume = data.flex_map or data.rigid_map or data.consensus_map
-    assert volume is not None
     palette = motion_palette(data)
     known = np.isfinite(data.motion_A.data)
     motion = Volume(np.where(known, data.motion_A.data, 0).astype(np.float32), data.motion_A.pixel_size_A)
     shown = data.mask or Volume(known.astype(np.float32), data.motion_A.pixel_size_A)
-    density = Volume(scipy.ndimage.gaussian_filter(within_mask(volume, data.mask).data, 0.7), volume.pixel_size_A)
-    level = float(np.quantile(density.data, 0.999)) * np.array([0.3, 0.6])
     grid = figure.add_gridspec(
         1, 4, width_ratios=[1, 1, 1, 0.035], left=0.0, right=0.93, top=0.93, bottom=0.01, wspace=0.05
     )
     for column in range(3):
-        axes = figure.add_subplot(grid[0, column])
-        moved, extent = _slice(motion, scene, column)
-        inside, inside_extent = _slice(resampled(shown, motion.box, motion.pixel_size_A), scene, column)
-        fine = np.asarray(palette.to_rgba(scipy.ndimage.zoom(moved, 3, order=1, grid_mode=True, mode="grid-constant")))
-        fine[..., 3] = np.clip(
-            scipy.ndimage.zoom(inside, 3, order=1, grid_mode=True, mode="grid-constant") * 2 - 0.5, 0, 1
-        )
-        axes.imshow(fine, extent=extent, origin="lower")
-        picture, extent = _slice(density, scene, column)
-        if picture.max() > level[0]:
-            axes.contour(picture, level, extent=extent, colors=INK, linewidths=[0.6, 1.0])
-        _crop(axes, scene, column)
+        _colour_slice(figure.add_subplot(grid[0, column]), data, scene, column, motion, shown, palette)
     _colour_bar(figure, grid[0, 3], palette, "motion (Å)")
+
+
+def draw_locres(figure: FigureBase, data: ReportData, scene: Scene) -> None:
+    """Three slices each of the rigid and the flex map: local resolution in colour inside the mask, density as lines."""
+    pairs = (("rigid", data.rigid_locres), ("flex", data.flex_locres))
+    palette = _locres_palette(data, [volume for _, volume in pairs if volume is not None])
+    grid = figure.add_gridspec(
+        2, 4, width_ratios=[1, 1, 1, 0.035], left=0.03, right=0.93, top=0.95, bottom=0.0, wspace=0.04, hspace=0.05
+    )
+    for row, (name, volume) in enumerate(pairs):
+        for column in range(3):
+            axes = figure.add_subplot(grid[row, column])
+            if volume is None:
+                _missing(axes)
+            else:
+                shown = data.mask or Volume((volume.data > 0).astype(np.float32), volume.pixel_size_A)
+                _colour_slice(axes, data, scene, column, volume, shown, palette, titled=row == 0)
+            if column == 0:
+                axes.set_ylabel(name, weight="bold", fontsize=9)
+    _colour_bar(figure, grid[:, 3], palette, "local resolution (Å)", finest_up=True)
+
+
+def _locres_palette(data: ReportData, volumes: list[Volume]) -> ScalarMappable:
+    """One scale for both maps; fine is light, so that the contours are seen where they mean most."""
+    values = [volume.data[volume.data > 0] for volume in volumes]
+    if data.mask is not None:
+        masks = [resampled(data.mask, volume.box, volume.pixel_size_A).data > 0.5 for volume in volumes]
+        values = (
+            [volume.data[inside & (volume.data > 0)] for volume, inside in zip(volumes, masks, strict=True)]
+            if all(mask.any() for mask in masks)
+            else values
+        )
+    low, high = np.quantile(np.concatenate(values), (0.02, 0.98)) if any(map(len, values)) else (1.0, 2.0)
+    return ScalarMappable(Normalize(float(low), max(float(high), float(low) + 0.1)), "viridis_r")
+
+
+def _colour_slice(
+    axes: Axes,
+    data: ReportData,
+    scene: Scene,
+    plane: int,
+    coloured: Volume,
+    shown: Volume,
+    palette: ScalarMappable,
+    titled: bool = True,
+) -> None:
+    """A slice of `coloured` in colours where `shown` is near 1, under contours of the map's density."""
+    volume = data.flex_map or data.rigid_map or data.consensus_map
+    assert volume is not None
+    density = Volume(scipy.ndimage.gaussian_filter(within_mask(volume, data.mask).data, 0.7), volume.pixel_size_A)
+    level = float(np.quantile(density.data, 0.999)) * np.array([0.3, 0.6])
+    values, extent = _slice(coloured, scene, plane)
+    inside, _ = _slice(resampled(shown, coloured.box, coloured.pixel_size_A), scene, plane)
+    fine = np.asarray(palette.to_rgba(scipy.ndimage.zoom(values, 3, order=1, grid_mode=True, mode="grid-constant")))
+    fine[..., 3] = np.clip(scipy.ndimage.zoom(inside, 3, order=1, grid_mode=True, mode="grid-constant") * 2 - 0.5, 0, 1)
+    axes.imshow(fine, extent=extent, origin="lower")
+    picture, extent = _slice(density, scene, plane)
+    if picture.max() > level[0]:
+        axes.contour(picture, level, extent=extent, colors=INK, linewidths=[0.6, 1.0])
+    _crop(axes, scene, plane, titled)
 
 
 def draw_extremes(figure: FigureBase, data: ReportData, pictures: list[Picture]) -> None:
@@ -198,13 +251,17 @@ def _plane_name(plane: int, at_A: float) -> str:
     return f"{name}, {'xyz'[3 - right - up]} = {at_A:.0f} Å".replace("-", "−")
 
 
-def _colour_bar(figure: FigureBase, place: SubplotSpec, palette: ScalarMappable, label: str) -> None:
+def _colour_bar(
+    figure: FigureBase, place: SubplotSpec, palette: ScalarMappable, label: str, finest_up: bool = False
+) -> None:
     axes = figure.add_subplot(place)
     box = axes.get_position()
     axes.set_position((box.x0, box.y0 + 0.18 * box.height, box.width, 0.64 * box.height))
     bar = figure.colorbar(palette, cax=axes)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.set_label(label)
+    if finest_up:
+        axes.invert_yaxis()
 
 
 def _missing(axes: Axes) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flex_job.fsc import FscCurves
 from flex_job.report.data import ReportData
 from flex_job.report.scene import motion_values
+from flex_job.resolution import KINDS, MODEL_THRESHOLD
 
 __all__ = ["Row", "Summary", "duration", "latent_sentences", "mean_fsc", "summarise"]
 
@@ -25,6 +26,9 @@ STILL_VOXELS = 0.25
 
 MOST_LATENTS = 4
 """With more latents than this, only those that spread most get a sentence."""
+
+LONGEST_NAME = 24
+"""Letters of the name of a mask or a model in the table."""
 
 Outcome = Literal["better", "same", "worse", "unknown"]
 
@@ -61,7 +65,7 @@ def summarise(data: ReportData) -> Summary:
         headline=_headline(data, outcome, motion),
         rows=tuple(rows),
         facts=tuple(_facts(data, motion)),
-        findings=tuple([*_where_the_gain_lies(data, outcome), *data.verdict, *latent_sentences(data)]),
+        findings=tuple([*data.verdict, *_where_the_gain_lies(data, outcome), *latent_sentences(data)]),
         trust=tuple(_trust(data)),
     )
 
@@ -109,7 +113,7 @@ def latent_sentences(data: ReportData) -> list[str]:
 def _where_the_gain_lies(data: ReportData, outcome: Outcome) -> list[str]:
     """A gain that ends where training ended is weaker evidence: said at the top, not in the small print."""
     limit = data.training_limit_A
-    if outcome != "better" or data.rigid is None or data.flex is None or not limit:
+    if outcome != "better" or data.rigid is None or data.flex is None or not limit or data.independent_halves:
         return []
     before, after = mean_fsc(data.rigid, limit), mean_fsc(data.flex, limit)
     if not np.isfinite(after) or _judge(before, after) == "better":
@@ -122,18 +126,8 @@ def _where_the_gain_lies(data: ReportData, outcome: Outcome) -> list[str]:
 
 def _rows(data: ReportData) -> tuple[list[Row], Outcome]:
     rigid, flex = data.rigid, data.flex
-    rows = []
-    for threshold in (0.143, 0.5):
-        change, better = _resolution_change(rigid, flex, threshold)
-        rows.append(
-            Row(
-                f"Resolution at FSC {threshold:g}",
-                _resolution(rigid, threshold),
-                _resolution(flex, threshold),
-                change,
-                better,
-            )
-        )
+    rows = [_resolution_row(f"Resolution at FSC {threshold:g}", rigid, flex, threshold) for threshold in (0.143, 0.5)]
+    rows += _more_resolutions(data)
     if rigid is None or flex is None:
         return rows, "unknown"
     outcome = _judge(mean_fsc(rigid), mean_fsc(flex))
@@ -142,6 +136,31 @@ def _rows(data: ReportData) -> tuple[list[Row], Outcome]:
     if limit and np.isfinite(mean_fsc(flex, limit)):
         rows.append(_fsc_row(f"Mean FSC beyond {limit:.1f} Å (not seen in training)", rigid, flex, limit))
     return rows, outcome
+
+
+def _resolution_row(label: str, rigid: FscCurves | None, flex: FscCurves | None, threshold: float) -> Row:
+    change, better = _resolution_change(rigid, flex, threshold)
+    return Row(label, _resolution(rigid, threshold), _resolution(flex, threshold), change, better)
+
+
+def _more_resolutions(data: ReportData) -> list[Row]:
+    """In the user's masks, against the atomic model, and locally."""
+    found = data.resolution
+    rows = [_resolution_row(f"FSC 0.143 in {_short(mask.name)}", mask.rigid, mask.flex, 0.143) for mask in found.masks]
+    if found.model is not None:
+        model = found.model
+        rigid, flex = (model.resolution_text(kind).replace(" A", " Å") for kind in KINDS)
+        change, better = _change(model.resolution_A("rigid"), model.resolution_A("flex"), 1 / model.frequency_per_A[1])
+        rows.append(Row(f"Map-model FSC {MODEL_THRESHOLD:g}, {_short(model.name)}", rigid, flex, change, better))
+    if found.local:
+        rigid, flex = (f"{found.local[kind]['median_A']:.2f} Å" for kind in KINDS)
+        spread = " to ".join(f"{found.local['flex'][f'percentile{share}_A']:.2f}" for share in (5, 95))
+        rows.append(Row("Local resolution, median in the mask", rigid, flex, f"flex: 90 % within {spread} Å"))
+    return rows
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _fsc_row(label: str, rigid: FscCurves, flex: FscCurves, beyond_A: float | None) -> Row:
@@ -162,12 +181,16 @@ def _resolution(curves: FscCurves | None, threshold: float) -> str:
 def _resolution_change(rigid: FscCurves | None, flex: FscCurves | None, threshold: float) -> tuple[str, Outcome]:
     if rigid is None or flex is None:
         return "", "unknown"
-    before, after = rigid.resolution_A(threshold), flex.resolution_A(threshold)
+    return _change(rigid.resolution_A(threshold), flex.resolution_A(threshold), 1 / flex.frequency_per_A[1])
+
+
+def _change(before: float, after: float, box_A: float) -> tuple[str, Outcome]:
+    """From one resolution to another, in angstroms and shells of a box of `box_A`."""
     if not (np.isfinite(before) and np.isfinite(after)):
         if np.isfinite(before) == np.isfinite(after):
             return "neither map reaches it", "same"
         return ("only the flex map reaches it", "better") if np.isfinite(after) else ("lost", "worse")
-    shells = (1 / after - 1 / before) / flex.frequency_per_A[1]
+    shells = (1 / after - 1 / before) * box_A
     if abs(shells) < 1:
         return "same within one Fourier shell", "same"
     return f"{_signed(after - before, 2)} Å ({_signed(shells, 1)} shells)", "better" if shells > 0 else "worse"
@@ -228,6 +251,12 @@ def _trust(data: ReportData) -> list[str]:
             "Rigid and flex half-maps come from the same particles, half-sets, mask and solver; only the motion "
             f"differs. Mean FSCs within {SAME_FSC:g} and resolutions within one Fourier shell count as equal."
         )
+        if data.independent_halves:
+            lines.append(
+                "Each half-set has a motion model of its own, trained from the consensus map up to where the rigid "
+                "half-maps agree: the half-maps share nothing else, and a higher FSC is evidence for the motion."
+            )
+    if data.rigid is not None and data.flex is not None and not data.independent_halves:
         shared = "The motion model was trained on both half-sets, so the half-maps share it"
         if data.training_limit_A:
             lines.append(

@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from flex_job.files import path_aside
 from flex_job.fsc import FscCurves
 from flex_job.input_files import read_input
 from flex_job.problems import InputProblems
+from flex_job.resolution import KINDS, ModelFsc, Resolution
 from integration.relion.rows import copy_rows
 from integration.relion.star import BadColumn, read_star, read_table
 
@@ -27,6 +29,8 @@ __all__ = ["read_latents", "write_fsc_star", "write_particles"]
 # of an earlier run of ours; a cluster is one of the latents that are replaced
 OWN_LABEL = re.compile(r"flexLatent(Std)?\d+|flexClusterProbability")
 LATENT = re.compile("flexLatent([1-9][0-9]{0,3})")
+MODEL_PREFIXES = {"flex": "flexModel", "rigid": "flexRigidModel"}
+LOCAL = {"median_A": "Median", "percentile5_A": "Percentile5", "percentile95_A": "Percentile95"}
 MOST_BYTES = 1 << 30  # of a CSV file: ten million particles' latents
 
 
@@ -52,19 +56,49 @@ def write_particles(
     return copy_rows(source_star, target_star, dict(zip(names, values.T, strict=True)), OWN_LABEL)
 
 
-def write_fsc_star(path: str | Path, rigid: FscCurves, flex: FscCurves) -> Path:
+def write_fsc_star(path: str | Path, rigid: FscCurves, flex: FscCurves, resolution: Resolution | None = None) -> Path:
     """Table `fsc` with the flexible curves under RELION's names and the rigid ones beside them; aside, then renamed.
 
     rlnResolution is in 1/A. Table `general` holds the resolutions at 0.143 of the corrected curves, in angstroms.
+    `resolution` adds tables where it has anything to tell: `masks`, with a row for each of the user's masks, and their
+    curves as `fsc_mask_1` and so on; `model` and `fsc_model`, of the atomic model, resolutions at 0.5;
+    `local_resolution`, a row for the flex and one for the rigid map, angstroms inside the mask.
     """
+    resolution = resolution or Resolution()
+    tables: dict[str, Any] = {"general": _resolutions(rigid, flex), "fsc": _fsc_table(rigid, flex)}
+    if resolution.masks:
+        rows = [{"flexMaskName": mask.path} | _resolutions(mask.rigid, mask.flex) for mask in resolution.masks]
+        tables["masks"] = pd.DataFrame(rows)
+        for number, mask in enumerate(resolution.masks, 1):
+            tables[f"fsc_mask_{number}"] = _fsc_table(mask.rigid, mask.flex)
+    if resolution.model is not None:
+        tables |= _model_tables(resolution.model)
+    if resolution.local:
+        tables["local_resolution"] = pd.DataFrame(
+            [
+                {"flexMapName": kind} | {f"flexLocalResolution{LOCAL[name]}": found[name] for name in LOCAL}
+                for kind, found in ((kind, resolution.local[kind]) for kind in reversed(KINDS))
+            ]
+        )
     path = Path(path)
-    frequency = np.asarray(flex.frequency_per_A)
+    with path_aside(path, ".part.star") as aside:  # starfile goes by the name's end
+        starfile.write(tables, aside, overwrite=True, float_format="%.6f")
+    return path
+
+
+def _resolutions(rigid: FscCurves, flex: FscCurves) -> dict[str, float]:
+    return {"rlnFinalResolution": flex.resolution_A(), "flexRigidFinalResolution": rigid.resolution_A()}
+
+
+def _shells(frequency_per_A: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
+    frequency = np.asarray(frequency_per_A)
     angstroms = np.divide(1.0, frequency, out=np.full(len(frequency), 999.0), where=frequency > 0)  # as RELION
-    table = {
-        "rlnSpectralIndex": np.arange(len(frequency)),
-        "rlnResolution": frequency,
-        "rlnAngstromResolution": angstroms,
-    }
+    index = np.arange(len(frequency))
+    return {"rlnSpectralIndex": index, "rlnResolution": frequency, "rlnAngstromResolution": angstroms}
+
+
+def _fsc_table(rigid: FscCurves, flex: FscCurves) -> pd.DataFrame:
+    table = _shells(flex.frequency_per_A)
     names = {
         "FourierShellCorrelationCorrected": "corrected",
         "FourierShellCorrelationUnmaskedMaps": "unmasked",
@@ -73,10 +107,14 @@ def write_fsc_star(path: str | Path, rigid: FscCurves, flex: FscCurves) -> Path:
     }
     for prefix, curves in (("rln", flex), ("flexRigid", rigid)):
         table |= {f"{prefix}{name}": getattr(curves, attribute) for name, attribute in names.items()}
-    general = {"rlnFinalResolution": flex.resolution_A(), "flexRigidFinalResolution": rigid.resolution_A()}
-    with path_aside(path, ".part.star") as aside:  # starfile goes by the name's end
-        starfile.write({"general": general, "fsc": pd.DataFrame(table)}, aside, overwrite=True, float_format="%.6f")
-    return path
+    return pd.DataFrame(table)
+
+
+def _model_tables(model: ModelFsc) -> dict[str, Any]:
+    general: dict[str, Any] = {"flexModelName": model.path}
+    general |= {f"{prefix}Resolution": model.resolution_A(kind) for kind, prefix in MODEL_PREFIXES.items()}
+    curves = {f"{prefix}FourierShellCorrelation": getattr(model, kind) for kind, prefix in MODEL_PREFIXES.items()}
+    return {"model": general, "fsc_model": pd.DataFrame(_shells(model.frequency_per_A) | curves)}
 
 
 def read_latents(path: str | Path) -> NDArray[np.float64]:

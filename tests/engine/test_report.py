@@ -19,6 +19,7 @@ from flex_job.report.panels_latents import LEARNING
 from flex_job.report.scene import build_scene, enclosing_level, motion_values, resampled
 from flex_job.report.summary import duration, latent_sentences, mean_fsc, summarise
 from flex_job.report.surface import isosurface, principal_view, render, sample_at, side_view
+from flex_job.resolution import MaskFsc, ModelFsc, Resolution
 from flex_job.train import HISTORY
 from flex_job.volume import Volume
 
@@ -80,6 +81,7 @@ def full_data(latent_dims: int = 2, box: int = BOX, pixel: float = PIXEL) -> Rep
     map_ = Volume(molecule(0, box, pixel), pixel)
     mask = Volume(np.clip(map_.data * 4, 0, 1), pixel)
     motion = np.where(mask.data > 0.05, 5 * (grid_A(box, pixel)[..., 0] > 8), np.nan).astype(np.float32)
+    frequency = curves(14.0, box, pixel).frequency_per_A
     return ReportData(
         title="A test & its <molecule>",
         job_folder="External/job002/",
@@ -95,6 +97,12 @@ def full_data(latent_dims: int = 2, box: int = BOX, pixel: float = PIXEL) -> Rep
         flex=curves(11.0, box, pixel),
         rigid_map=map_,
         flex_map=map_,
+        resolution=Resolution(
+            masks=(MaskFsc("masks/arm.mrc", curves(20.0, box, pixel), curves(11.0, box, pixel)),),
+            model=ModelFsc("model.pdb", *(curves(a, box, pixel).corrected for a in (15.0, 12.0)), frequency),
+        ),
+        rigid_locres=Volume(np.where(mask.data > 0.05, 12 + motion, 0).astype(np.float32), pixel),
+        flex_locres=Volume(np.where(mask.data > 0.05, 10.0, 0).astype(np.float32), pixel),
         rigid_bfactor_A2=-80.0,
         flex_bfactor_A2=0.0,
         frames=[Volume(molecule(arm, box, pixel), pixel) for arm in (-12, 0, 12)],
@@ -121,7 +129,7 @@ def test_files_are_complete_and_need_nothing_else(tmp_path, latent_dims):
     assert (pdf.name, html.name) == ("logfile.pdf", "report.html")
     assert 3 <= pages_of(pdf) <= 7
     page = html.read_text(encoding="utf-8")
-    assert page.count("<img") == 10 == page.count("data:image/png;base64,")
+    assert page.count("<img") == 11 == page.count("data:image/png;base64,")
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
     assert "A test &amp; its &lt;molecule&gt;" in page and "<molecule>" not in page
     assert "train.latent_dims" in page and "Converged." in page and "contrast inverted" in page
@@ -150,7 +158,7 @@ def test_missing_parts_leave_their_figures_out(absent):
     nothing = ReportData(title="")
     data = replace(full_data(), **{name: getattr(nothing, name) for name in absent})
     panels = drawn(data)
-    assert 2 <= len(panels) == 10 - len(missing_panels(panels))
+    assert 2 <= len(panels) == 11 - len(missing_panels(panels))
     assert ("Mesh" in missing_panels(panels)) == ("mesh" in absent)
     assert summarise(data).headline
 
@@ -159,7 +167,7 @@ def test_maps_on_different_grids_go_together():
     """Motion and mask on the training box, maps on the full one."""
     small, large = full_data(), full_data(box=40, pixel=3.2)
     data = replace(large, motion_A=small.motion_A, mask=small.mask)
-    assert len(drawn(data)) == 10
+    assert len(drawn(data)) == 11
     assert motion_values(data).mean() == pytest.approx(motion_values(small).mean(), rel=1e-6)
     other = replace(small, mask=large.mask)
     assert motion_values(other).mean() == pytest.approx(motion_values(small).mean(), rel=0.15)
@@ -200,7 +208,7 @@ def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 def test_verdict_follows_the_curves():
-    data = full_data()
+    data = replace(full_data(), resolution=Resolution())
     better = summarise(data)
     assert better.outcome == "better" and "better with the motion" in better.headline
     assert [row.outcome for row in better.rows] == ["better"] * 4
@@ -218,7 +226,9 @@ def test_a_gain_within_the_training_band_only_is_said_at_the_top():
     corrected = np.where(seen, np.minimum(data.rigid.corrected + 0.05, 1), data.rigid.corrected)
     summary = summarise(replace(data, flex=replace(data.rigid, corrected=corrected)))
     assert summary.outcome == "better"
-    assert "does not continue beyond" in summary.findings[0]
+    assert "does not continue beyond" in summary.findings[len(data.verdict)]
+    own = replace(data, flex=replace(data.rigid, corrected=corrected), independent_halves=True)
+    assert not any("not continue" in line for line in summarise(own).findings)
     assert not any("not continue" in line for line in summarise(data).findings)
 
 
