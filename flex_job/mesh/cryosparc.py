@@ -22,10 +22,10 @@ from flex_job.consensus import PIXEL_SIZES_A
 from flex_job.files import written_aside
 from flex_job.mask import soft_mask
 from flex_job.mesh.locate import locate
-from flex_job.mesh.plain_pickle import load_plain_pickle
 from flex_job.mesh.region import SUPPORT_LEVEL
 from flex_job.mesh.sampling import voxel_positions
 from flex_job.mesh.tetmesh import LARGEST_A, TetMesh, cell_volumes
+from flex_job.plain_pickle import load_plain_pickle
 from flex_job.problems import one_line
 from flex_job.stack_header import LARGEST_BOX
 from flex_job.volume import Volume
@@ -40,7 +40,9 @@ BELIEVED = 0.9
 def read_cryosparc_mesh(path: str | Path) -> TetMesh:
     """The mesh of a cryoSPARC `flex_mesh` file. Raises ValueError, with the path, for anything else."""
     path = Path(path)
-    content = load_plain_pickle(path)
+    content = load_plain_pickle(path, "a cryoSPARC mesh")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds an array; expected a cryoSPARC mesh, a dict; export it again")
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise ValueError(one_line(f"{path}: not a cryoSPARC mesh: {', '.join(missing)} missing; export it again"))
@@ -51,7 +53,7 @@ def read_cryosparc_mesh(path: str | Path) -> TetMesh:
     return mesh
 
 
-def _mesh(content: dict[str, Any]) -> TetMesh:
+def _mesh(content: dict[str | int, Any]) -> TetMesh:
     """The mesh in a file's entries. Raises ValueError, TypeError or OverflowError."""
     box, pixel_size = content["N"], float(content["psize_A"])
     if type(box) is not int or not 1 <= box <= LARGEST_BOX:
@@ -74,7 +76,9 @@ def _mesh(content: dict[str, Any]) -> TetMesh:
     return TetMesh(vertices, cells.astype(np.int32), rigidity, motion, np.zeros(len(cells), dtype=np.int32))
 
 
-def _entry(content: dict[str, Any], name: str, kinds: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def _entry(
+    content: dict[str | int, Any], name: str, kinds: str, shape: tuple[int, ...], dtype: DTypeLike
+) -> NDArray[Any]:
     """An array of the file, as `dtype`. Raises ValueError, with its name, when it is no array of these `kinds`."""
     value = content[name]
     if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:

@@ -17,11 +17,11 @@ from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.files import written_aside
-from flex_job.generate import frames, latent_path
+from flex_job.generate import Support, frames, latent_path, support
 from flex_job.manifest import file_hash, recorded
 from flex_job.model import FlexModel
 from flex_job.problems import InputProblems
-from flex_job.refine import Refinement
+from flex_job.refine import MODELS, Refinement
 from flex_job.volume import Volume, read_volume, write_volume
 from integration.common.particle_formats import particle_format
 from integration.relion.consensus import checked_consensus
@@ -35,6 +35,7 @@ __all__ = ["generate", "reconstruct"]
 
 MOST_FRAMES = 10_000
 LARGEST_LATENT = 1000.0  # farther out no mesh is whole
+TOLD_FRAMES = 10
 
 
 def reconstruct(request: Request, problems: list[str], events: Events, group: Group) -> None:
@@ -49,17 +50,27 @@ def reconstruct(request: Request, problems: list[str], events: Events, group: Gr
         raise InputProblems([*problems, *found])
     request = trained
     columns = _latent_columns(request.inputs.get("particles"), model.latents.shape[1])
-    consensus = checked_consensus(request, [*problems, *found], columns)
+    consensus = checked_consensus(request, [*problems, *found], columns, events)
     model_key = file_hash(request.inputs["model"])
     run = Refinement(consensus, request.parameters, request.folder, events, group, model_key)
-    run.use_model(_with_latents_of(consensus, model))
+    run.use_model(*[_with_latents_of(consensus, each) for each in (model, *_of_half_2(request, model))])
     rigid = run.half_maps("rigid", None)
-    flex = run.half_maps("flex", run.model)
+    flex = run.half_maps("flex", run.models)
+    resolution = run.resolution(rigid, flex)
     if group.is_first:
-        write_fsc_star(request.folder / "fsc.star", rigid, flex)
+        write_fsc_star(request.folder / "fsc.star", rigid, flex, resolution)
     for line in (*run.report(rigid, flex), f"report: {request.folder / 'report.html'}"):
         events.message(line)
     run.clean()
+
+
+def _of_half_2(request: Request, model: FlexModel) -> list[FlexModel]:
+    """The model of half-set 2 beside that of half-set 1, where each has its own."""
+    path = request.inputs["model"].with_name(MODELS[1])
+    record = recorded(path.parent)
+    if not record.get("parameters", {}).get("train", {}).get("independent_halves") or not path.is_file():
+        return []
+    return [FlexModel.load(path)]
 
 
 def generate(request: Request, problems: list[str], events: Events) -> None:
@@ -74,14 +85,24 @@ def generate(request: Request, problems: list[str], events: Events) -> None:
     if problems or found or model is None or density is None or points is None:
         raise InputProblems([*problems, *found])
     names = [f"frame_{number:03d}.mrc" for number in range(len(points))]
-    for name, frame in zip(names, frames(model, density, points), strict=True):
+    supported = support(model, points)
+    for row, (name, frame) in enumerate(zip(names, frames(model, density, points), strict=True)):
         events.check_stop()
         write_volume(folder / name, frame.data, frame.pixel_size_A)
-        events.message(f"{name} of {len(names)}")
+        near, std_A = supported.particles[row], supported.displacement_std_A[row]
+        events.message(
+            f"{name} of {len(names)}: {near:.3g} particles near, displacements of one known to {std_A:.2g} A"
+        )
+    without = [name for name, missing in zip(names, supported.missing, strict=True) if missing]
+    if without:
+        events.message(
+            f"warning: {len(without)} of {len(names)} frames have no particle near and are extrapolated "
+            f"({', '.join(without[:TOLD_FRAMES])}{', ...' if len(without) > TOLD_FRAMES else ''}): no image shows them"
+        )
     for stale in folder.glob("frame_*.mrc"):  # of an earlier run with more rows
         if stale.name not in names:
             stale.unlink()
-    _write_points(folder / "latents.csv", names, points)
+    _write_points(folder / "latents.csv", names, points, supported)
 
 
 def _told(found: list[str], check: Any, *arguments: Any) -> Any:
@@ -198,12 +219,13 @@ def _density(request: Request, model: FlexModel) -> Volume:
     return density
 
 
-def _write_points(path: Path, names: Sequence[str], points: NDArray[np.floating]) -> None:
+def _write_points(path: Path, names: Sequence[str], points: NDArray[np.floating], found: Support) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["frame", *(f"flexLatent{k + 1}" for k in range(points.shape[1]))])
-    table.writerows(
-        [name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, points.tolist(), strict=True)
-    )
+    latents = [f"flexLatent{k + 1}" for k in range(points.shape[1])]
+    table.writerow(["frame", *latents, "particles_near", "displacement_std_A", "supported"])
+    numbers = np.column_stack([points, found.particles, found.displacement_std_A]).tolist()
+    for name, row, missing in zip(names, numbers, found.missing, strict=True):
+        table.writerow([name, *(f"{value:.6g}" for value in row), "no" if missing else "yes"])
     with written_aside(path) as file:
         file.write(text.getvalue().encode())

@@ -12,8 +12,8 @@ import pytest
 
 from flex_job.mask import soft_mask
 from flex_job.mesh import TetMesh, build_mesh, locate, read_cryosparc_mesh, write_cryosparc_mesh
-from flex_job.mesh.plain_pickle import load_plain_pickle
 from flex_job.mesh.sampling import voxel_positions
+from flex_job.plain_pickle import load_plain_pickle
 from flex_job.volume import Volume
 from job_specs.parameters import MeshParameters
 
@@ -37,7 +37,7 @@ def mesh(mask: Volume) -> TetMesh:
 
 @pytest.fixture
 def content(mesh: TetMesh, mask: Volume, tmp_path: Path) -> dict[str, Any]:
-    plain = load_plain_pickle(write_cryosparc_mesh(mesh, mask, tmp_path / "mesh.pkl"))
+    plain = load_plain_pickle(write_cryosparc_mesh(mesh, mask, tmp_path / "mesh.pkl"), "a mesh")
     assert isinstance(plain, dict)
     return plain
 
@@ -114,7 +114,7 @@ def test_arrays_of_objects_are_refused(content: dict[str, Any], tmp_path: Path) 
     with pytest.raises(ValueError, match="refused an array of object"):
         read_cryosparc_mesh(store(content | {"mask": np.array([{}], dtype=object)}, tmp_path / "bad.pkl"))
     with pytest.raises(ValueError, match="refused text"):
-        load_plain_pickle(store(Attack(__import__("_codecs").encode, "x", "rot13"), tmp_path / "bad.pkl", 2))
+        load_plain_pickle(store(Attack(__import__("_codecs").encode, "x", "rot13"), tmp_path / "bad.pkl", 2), "text")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_broken_meshes_are_refused(change: dict[str, Any], says: str, content: d
 def test_other_files_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tm_points, tm_cells.*missing"):
         read_cryosparc_mesh(store({"N": 3, "psize_A": 1.0}, tmp_path / "a.pkl"))
-    with pytest.raises(ValueError, match="holds a list, expected a dict"):
+    with pytest.raises(ValueError, match="holds a list, expected an array or a dict"):
         read_cryosparc_mesh(store([1, 2], tmp_path / "a.pkl"))
     (tmp_path / "a.pkl").write_bytes(b"not a pickle")
     with pytest.raises(ValueError, match="not a pickle of plain arrays"):

@@ -393,7 +393,7 @@ MESH_CASES: dict[str, Case] = {
     "pickle: runs a command": (pickled(lambda mesh: mesh | {"N": Call(os.system, ATTACK)}), r"m\.pkl: .*refused .*sys"),
     "pickle: builtins": (pickled(lambda mesh: Call(eval, "open('ran', 'w')")), r"refused builtins\.eval: only plain"),
     "pickle: objects": (pickled(lambda mesh: mesh | {"mask": np.array([{}], object)}), r"refused an array of object"),
-    "pickle: a list": (pickled(lambda mesh: [mesh]), r"holds a list, expected a dict.*export the mesh again"),
+    "pickle: a list": (pickled(lambda mesh: [mesh]), r"holds a list, expected an array or a dict.*export it again"),
     "pickle: missing parts": (pickled(lambda mesh: {"N": BOX}), r"tm_points, tm_cells, .* missing; export it again"),
     "pickle: box of 10^9": (pickled(lambda mesh: mesh | {"N": 10**9}), r"N is 1000000000; expected .* 1 to 8192"),
     "pickle: box that is text": (pickled(lambda mesh: mesh | {"N": "16"}), r"N is 16; expected a whole number"),
@@ -432,7 +432,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 PARAMETER_CASES: dict[str, Case] = {
     "text for a number": (given(epochs="many"), r"epochs: 'many' was given; expected a whole number from 1 to 1000"),
-    "too many": (given(latent_dims="10000000000"), r"latent_dims: 10000000000 was given; expected .* from 1 to 16"),
+    "too many": (given(latent_dims="10000000000"), r"latent_dims: 10000000000 was given; expected .* from 0 to 16"),
     "NaN": (given(rigidity="nan"), r"rigidity: nan was given; expected a number from 0 to 1000; the default is 2"),
     "infinite": (given(max_iterations="1e999"), r"max_iterations: '1e999' was given; expected a whole number"),
     "5000 digits": (given(seed="9" * 5000), r"seed: '999.* was given; expected a whole number from 0 to"),
@@ -477,6 +477,71 @@ PARAMETER_CASES: dict[str, Case] = {
         pipe("c.yaml", config="c.yaml"),
         r"config: c\.yaml was given, and it is a folder, device or pipe",
     ),
+}
+
+# -- embeddings of other programs ------------------------------------------------------------------------------------
+
+
+def embedding(content: object, name: str = "z.pkl", **options: str) -> Feed:
+    """An embedding of this content: bytes as they are, all else as a pickle or, by its name, as .npy or .npz."""
+    if not isinstance(content, bytes):
+        file = io.BytesIO()
+        if name.endswith(".npy"):
+            np.save(file, content)
+        elif name.endswith(".npz"):
+            np.savez(file, **content)
+        else:
+            pickle.dump(content, file)
+        content = file.getvalue()
+    return holds(name, content, latent_file=name, **{"latent_dims": "2"} | options)
+
+
+def rows(count: int = COUNT, dims: int = 3, **changes: float) -> np.ndarray:
+    """A sound embedding, and numbers put in its first row."""
+    values = np.random.default_rng(0).normal(size=(count, dims)).astype("f4")
+    for value in changes.values():
+        values[0] = value
+    return values
+
+
+EMBEDDING_CASES: dict[str, Case] = {
+    "missing": (given(latent_file="z.pkl"), r"latent_file: z\.pkl was given, and there is no such file; expected"),
+    "a pipe": (pipe("z.pkl", latent_file="z.pkl"), r"latent_file: z\.pkl was given, and it is a folder, device or pi"),
+    "empty": (embedding(b""), r"z\.pkl: not a pickle of plain arrays .*expected an embedding of the particles: z\.N"),
+    "text": (embedding(b"0.1 0.2\n" * 8), r"z\.pkl: not a pickle of plain arrays .*; export it again"),
+    "runs a command": (embedding(Call(os.system, ATTACK)), r"z\.pkl: .*refused .*system"),
+    "runs a command in a dict": (embedding({"zs": {2: Call(eval, "1")}}), r"z\.pkl: .*refused builtins\.eval"),
+    "a tensor": (embedding(torch.zeros(8, 2)), r"z\.pkl: .*refused torch\._utils\._rebuild_tensor_v2: only plain"),
+    "a list": (embedding([[0.0, 1.0]] * 8), r"it holds a list, expected an array or a dict"),
+    "a dict of other things": (embedding({"a": rows(), "b": rows()}), r"it holds a, b; expected one array, or one na"),
+    "no dimensions": (embedding({"zs": {"x": rows()}}), r"no arrays by number of dimensions in it; expected an embed"),
+    "text for numbers": (embedding(np.full((8, 2), "a"), "z.npy"), r"z\.npy: an array of <U1; expected numbers"),
+    "complex": (embedding(np.ones((8, 2), complex), "z.npy"), r"z\.npy: an array of complex128; expected numbers"),
+    "objects": (embedding(np.array([{}], object), "z.npy"), r"z\.npy: an \.npy file whose header tells .*type object"),
+    "three axes": (embedding(np.zeros((8, 2, 2)), "z.npy"), r"shape \(8, 2, 2\); expected particles x dimensions"),
+    "a number": (embedding(np.zeros(()), "z.npy"), r"an array of shape \(\); expected particles x dimensions"),
+    "8 TB by its header": (
+        embedding(header_of("(1099511627776,)"), "z.npy"),
+        r"z\.npy: an \.npy file whose header tells of shape \(1099511627776,\) .* with 0 bytes; .*copy it again",
+    ),
+    "a header of brackets": (embedding(header_of("(" * 90), "z.npy"), r"z\.npy: not a sound \.npy file"),
+    "cut": (embedding(npy_of(rows())[:-4], "z.npy"), r"with 92 bytes; expected as many numbers as it tells of"),
+    "npz: cut": (embedding(b"PK\x03\x04" + bytes(50), "z.npz"), r"z\.npz: not a sound \.npz file .*save it again"),
+    "npz: 2 GiB of zeros, packed": (
+        both(bomb("z.npz", "z.npy"), given(latent_file="z.npz", mesh="")),
+        r"z\.npz: 2147483648 bytes unpacked; expected an embedding",
+    ),
+    "npz: several": (embedding({"a": rows(), "b": rows()}, "z.npz"), r"z\.npz: it holds a, b; expected one array"),
+    "too few rows": (embedding(rows(5)), r"z\.pkl: 5 rows; expected 8, one for each particle in the order of the"),
+    "too few dimensions": (embedding(rows(dims=1)), r"1 dimensions; expected at least latent_dims, which is 2; low"),
+    "empty rows": (embedding(rows(x=NOT_A_NUMBER)), r"1 of 8 rows are empty or not numbers .*leave out the particles"),
+    "1e30": (embedding(rows(x=1e30)), r"1 of 8 rows are empty or not numbers of at most 1e\+09 in size"),
+    "all the same": (embedding(np.ones((8, 3))), r"0 of its 3 dimensions vary; expected latent_dims, which is 2"),
+    "no number of latents": (
+        embedding(rows(), latent_dims="0"),
+        r"latent_dims: 0 was given with latents to start from; expected their number",
+    ),
+    "columns as well": (embedding(rows(), latent_columns="flexLatent1"), r"latent_columns and latent_file were both"),
 }
 
 # -- latents and models: what generate is given ----------------------------------------------------------------------
@@ -607,6 +672,7 @@ TABLE = {
         ("MRC", "refine", MRC_CASES),
         ("mesh", "refine", MESH_CASES),
         ("parameter", "refine", PARAMETER_CASES),
+        ("embedding", "refine", EMBEDDING_CASES),
         ("generate", "generate", GENERATE_CASES),
         ("reconstruct", "reconstruct", RECONSTRUCT_CASES),
     )
@@ -636,6 +702,8 @@ SOUND: dict[str, Feed] = {
     "mesh of cryoSPARC": given(mesh="mesh.pkl"),
     "cryoSPARC's table": cs(),
     "config": holds("c.yaml", "latent_dims: 1\nlatent_columns: [flexLatent1]\n", config="c.yaml"),
+    "embedding of cryoDRGN": embedding(pickle.dumps(rows()) + pickle.dumps(rows())),
+    "embedding of RECOVAR": embedding({"latent_coords": {2: rows(dims=2), "4_noreg": rows(dims=4)}}, "embeddings.pkl"),
     "trailing bytes": length(STACK, 1024 + 4 * BOX**2 * COUNT + 100),
 }
 

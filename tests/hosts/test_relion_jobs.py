@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
 import starfile
 
@@ -57,12 +58,17 @@ def test_train_leaves_model_mesh_and_latents(trained: str) -> None:
     assert json.loads(Path(trained, "manifest.json").read_text())["read"] == {"particles": PARTICLES}
 
 
-def test_generate_one_frame_per_row(trained: str) -> None:
+def test_generate_one_frame_per_row(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = "External/job012/"
-    Path("points.csv").write_text("flexLatent1\n-1\n0\n1\n2\n")
+    Path("points.csv").write_text("flexLatent1\n-1\n0\n1\n40\n")
     assert run("generate", {"o": folder, "in_model": trained, "latents": "points.csv"}) == 0
     assert {f"frame_00{number}.mrc" for number in range(4)} <= files(folder)
-    assert Path(folder, "latents.csv").read_text().splitlines()[2] == "frame_001.mrc,0"
+    table = pd.read_csv(Path(folder, "latents.csv"))
+    assert table["frame"][1] == "frame_001.mrc" and table["flexLatent1"].tolist() == [-1, 0, 1, 40]
+    assert (table["particles_near"][:3] > 1).all() and table["particles_near"][3] < 1e-3
+    assert (table["displacement_std_A"] > 0).all() and table["supported"].tolist() == ["yes", "yes", "yes", "no"]
+    told = capsys.readouterr().out
+    assert "1 of 4 frames have no particle near and are extrapolated (frame_003.mrc)" in told
     # fewer rows the next time: no frame of the earlier run stays behind
     Path("points.csv").write_text("flexLatent1\n-1\n0.5\n")
     assert run("generate", {"o": folder, "in_parts": f"{trained}particles.star", "latents": "points.csv"}) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from scipy.spatial.transform import Rotation
 from flex_job.band import Band
 from flex_job.flow import FlowGenerator
 from flex_job.fourier import centred_window, fourier_resize, low_pass
-from flex_job.generate import frames, latent_path
+from flex_job.generate import frames, latent_path, support
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
-from flex_job.motion import motion_amplitude
+from flex_job.motion import motion_amplitude, motion_uncertainty
 from flex_job.operator import VoxelDomain, make_operator, rigid_domain, voxel_domain
 from flex_job.operator.convect import convect
 from flex_job.particles import Batch
@@ -294,3 +295,51 @@ def test_motion_amplitude_is_the_spread_over_particles(model_of) -> None:
     assert inside.any() and not inside[0, 0, 0]
     still = motion_amplitude(model_of(direction, np.full(50, 1.5)))
     assert still.largest_A < 1e-3
+
+
+def test_motion_uncertainty_is_the_posteriors_spread(model_of) -> None:
+    """Shifts along d with a posterior deviation of s: |d| s everywhere; an error of the flow adds in square."""
+    direction = np.array([3.0, 4.0, 0.0])
+    model = model_of(direction, np.linspace(-1, 1, 50))
+    variances = np.random.default_rng(0).uniform(0.01, 0.09, (50, 1, 1)).astype(np.float32)
+    model = replace(model, covariance=variances)
+    expected = 5.0 * np.sqrt(variances.mean())
+    found = motion_uncertainty(model)
+    inside = np.isfinite(found.volume.data)
+    assert np.abs(found.volume.data[inside] - expected).max() < 1e-3 * expected
+    assert found.mean_A == pytest.approx(expected, rel=1e-3)
+    between = np.full(len(model.mesh.vertices_A), 2.0)
+    assert motion_uncertainty(model, between).mean_A == pytest.approx(np.hypot(expected, 2.0), rel=1e-3)
+    # negative control: it is not the motion's amplitude, which does not see the posterior
+    assert motion_amplitude(model).mean_A == pytest.approx(5.0 * model.latents.std(), rel=1e-3)
+
+
+def test_support_counts_particles_and_fades_with_distance(model_of) -> None:
+    """A heap of particles at 0 and one far off: as many near as there are, one, and none between."""
+    latents = np.append(np.zeros(60), 8.0)
+    model = replace(model_of(np.array([0.0, 2.0, 0.0]), latents), covariance=np.full((61, 1, 1), 0.04, np.float32))
+    found = support(model, np.array([[0.0], [8.0], [4.0], [0.5]]))
+    assert found.particles[:2] == pytest.approx([60, 1], rel=1e-6)
+    assert found.particles[2] < 1e-6 and found.missing.tolist() == [False, False, True, False]
+    blur = 0.04 + 61 ** (-2 / 5)
+    assert found.particles[3] == pytest.approx(60 * np.exp(-0.125 / blur), rel=1e-6)
+    assert found.displacement_std_A == pytest.approx(2.0 * 0.2, rel=1e-3)
+
+
+def test_supports_uncertainty_is_that_of_the_particles_there(model_of) -> None:
+    latents = np.repeat([-2.0, 2.0], 100)
+    model = model_of(np.array([0.0, 0.0, 3.0]), latents)
+    variances = np.repeat([0.01, 0.16], 100).astype(np.float32)[:, None, None]
+    found = support(replace(model, covariance=variances), np.array([[-2.0], [2.0], [40.0]]))
+    assert found.displacement_std_A == pytest.approx([0.3, 1.2, 1.2], rel=1e-2)  # far out: the nearest particles'
+    assert np.isfinite(found.particles).all() and found.missing.tolist() == [False, False, True]
+
+
+def test_support_does_not_shrink_with_the_sharpness_of_many_latents(model_of) -> None:
+    """Well-placed particles in four dimensions are near the middle of their cloud, and not four deviations away."""
+    model = model_of(np.array([1.0, 0.0, 0.0]), np.zeros(3))
+    flow = FlowGenerator(4, 1, 2, torch.from_numpy(model.mesh.motion))
+    latents = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+    sharp = np.broadcast_to(1e-4 * np.eye(4, dtype=np.float32), (3000, 4, 4))
+    found = support(replace(model, flow=flow, latents=latents, covariance=sharp), np.array([[0.0] * 4, [2.0] * 4]))
+    assert found.particles[0] > 10 and found.missing.tolist() == [False, True]

@@ -266,7 +266,7 @@ def still_flow(small) -> FlowGenerator:
 
 def test_zero_flow_is_the_rigid_reconstruction(small, still_flow: FlowGenerator) -> None:
     rigid = reconstruct(small.stack, small.support, None, PLAIN, Events())
-    flex = reconstruct(small.stack, small.support, flex_model(small, still_flow), PLAIN, Events())
+    flex = reconstruct(small.stack, small.support, [flex_model(small, still_flow)], PLAIN, Events())
     for one, other in zip(flex.maps, rigid.maps, strict=True):
         assert np.linalg.norm(one.data - other.data) < 1e-3 * np.linalg.norm(other.data)
     assert flex.iterations == rigid.iterations
@@ -275,7 +275,7 @@ def test_zero_flow_is_the_rigid_reconstruction(small, still_flow: FlowGenerator)
 def test_the_true_flow_beats_the_rigid_reconstruction(world_of) -> None:
     world = world_of(count=150, box=20, scale=150.0, noise=1.0, motion_A=8.0, sigma_px=0.8)
     rigid = reconstruct(world.stack, world.support, None, PLAIN, Events())
-    flex = reconstruct(world.stack, world.support, flex_model(world), PLAIN, Events())
+    flex = reconstruct(world.stack, world.support, [flex_model(world)], PLAIN, Events())
     truth = world.density.data * world.support.data
     without = [correlation(volume.data, truth) for volume in rigid.maps]
     through = [correlation(volume.data, truth) for volume in flex.maps]
@@ -284,7 +284,7 @@ def test_the_true_flow_beats_the_rigid_reconstruction(world_of) -> None:
     assert halves[1] > halves[0]
     # Negative control: the same flow run backwards is worse than none.
     backwards = replace(flex_model(world), latents=-world.latents)
-    wrong = reconstruct(world.stack, world.support, backwards, PLAIN, Events())
+    wrong = reconstruct(world.stack, world.support, [backwards], PLAIN, Events())
     assert max(correlation(volume.data, truth) for volume in wrong.maps) < min(without)
 
 

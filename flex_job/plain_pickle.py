@@ -26,6 +26,7 @@ __all__ = ["load_plain_pickle"]
 
 MOST_BYTES = 4 << 30  # a box of 500 px has three arrays of half a gigabyte
 MOST_STEPS = 100_000  # of the pickle's program; an array takes about thirty
+DEPTH = 2  # of dicts within dicts
 STEPS = frozenset(
     "PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
     "STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 "
@@ -35,21 +36,25 @@ STEPS = frozenset(
 )
 
 
-def load_plain_pickle(path: str | Path) -> dict[str, Any]:
-    """A pickled dict whose values are numbers, texts and numeric numpy arrays; other values (lists, ...) are left out.
+def load_plain_pickle(path: str | Path, expected: str) -> NDArray[Any] | dict[str | int, Any]:
+    """What the first pickle in a file holds: a numeric numpy array, or a dict of such arrays, numbers, texts and dicts
+    of those; other values (lists, ...) are left out.
 
-    Raises ValueError, with the path, for anything else; functions and classes are refused before they are found.
+    Raises ValueError, with the path and what was `expected` ("a cryoSPARC mesh"), for anything else; functions and
+    classes are refused before they are found.
     """
     path = Path(path)
-    content = read_input(path, "file", "a cryoSPARC mesh", MOST_BYTES)
+    content = read_input(path, "file", expected, MOST_BYTES)
     try:
         _look_over(content)
         loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
-        if type(loaded) is not dict:
-            raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}, expected a dict")
-        return {name: _plain(value) for name, value in loaded.items() if _is_plain(name, value)}
+        if type(loaded) not in (dict, _Array):
+            raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}, expected an array or a dict")
+        return _plain(loaded)
     except Exception as error:  # the unpickler raises anything
-        raise ValueError(one_line(f"{path}: not a pickle of plain arrays ({error}); export the mesh again")) from error
+        raise ValueError(
+            one_line(f"{path}: not a pickle of plain arrays ({error}); expected {expected}; export it again")
+        ) from error
 
 
 def _look_over(content: bytes) -> None:
@@ -155,9 +160,19 @@ class _PlainUnpickler(pickle.Unpickler):
         return STAND_INS[known]
 
 
-def _is_plain(name: Any, value: Any) -> bool:
-    return type(name) is str and type(value) in (bool, int, float, str, _Array)
-
-
-def _plain(value: Any) -> Any:
-    return value.values if type(value) is _Array else value
+def _plain(value: Any, depth: int = 0, made: dict[tuple[int, int], Any] | None = None) -> Any:
+    """Arrays for their stand-ins, and dicts with what is plain in them. A dict may be in itself, or in a thousand
+    places: each is gone through once, `made` has what became of it."""
+    if type(value) is _Array:
+        return value.values
+    if type(value) is not dict:
+        return value
+    made = {} if made is None else made
+    if (id(value), depth) not in made:
+        known = (bool, int, float, str, _Array, *((dict,) if depth < DEPTH else ()))
+        made[id(value), depth] = {
+            name: _plain(entry, depth + 1, made)
+            for name, entry in value.items()
+            if type(name) in (str, int) and type(entry) in known
+        }
+    return made[id(value), depth]
