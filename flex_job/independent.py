@@ -20,7 +20,7 @@ from flex_job.model import FlexModel
 from flex_job.particles import ParticleStack
 from flex_job.train import Trainer
 
-__all__ = ["Agreement", "agreement", "half_stack", "with_latents_of_all"]
+__all__ = ["Agreement", "agreement", "agreement_sentence", "half_stack", "with_latents_of_all"]
 
 STEPS = 4  # Gauss-Newton steps in each band, from zero
 SAMPLE = 2000  # particles that two models are compared on
@@ -79,11 +79,16 @@ class Agreement:
         return {name: getattr(self, name) for name in ("mean_error_A", "mean_motion_A", "correlation")}
 
     def __str__(self) -> str:
-        return (
-            f"two motion models, each trained on one half-set, place a particle's density to {self.mean_error_A:.2f} A "
-            f"of each other's word (root mean square, of one model; the motion is {self.mean_motion_A:.2f} A) and "
-            f"correlate by {self.correlation:.2f}"
-        )
+        return agreement_sentence(**self.record())
+
+
+def agreement_sentence(mean_error_A: float, mean_motion_A: float, correlation: float) -> str:
+    """From an agreement's `record`."""
+    return (
+        f"Two motion models, each trained on one half-set, place the density of a particle with an error of "
+        f"{mean_error_A:.2f} A each (root mean square; the motion is {mean_motion_A:.2f} A) and correlate by "
+        f"{correlation:.2f}."
+    )
 
 
 def agreement(first: FlexModel, second: FlexModel, seed: int = 0) -> Agreement:

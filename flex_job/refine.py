@@ -7,9 +7,9 @@ through all stages; the first decides which are due, does alone what is not shar
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from flex_job.band import Band
 from flex_job.cache_parts import is_intact
 from flex_job.calibration import Calibration
 from flex_job.checkpoint import Checkpoint
+from flex_job.choose import Choice, choose, is_open
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
-from flex_job.fourier import fourier_resize
+from flex_job.fourier import fourier_resize, low_pass
 from flex_job.fsc import FscCurves
 from flex_job.half_maps import half_map_curves, map_files, write_half_maps
+from flex_job.independent import agreement, half_stack, with_latents_of_all
+from flex_job.latent_calibration import calibrated, told
 from flex_job.lock import FolderLock
 from flex_job.manifest import Manifest, key_of, versions
 from flex_job.mask import automatic_mask
@@ -36,14 +39,22 @@ from flex_job.particles import ParticleStack
 from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
 from flex_job.reconstruct import reconstruct
+from flex_job.resolution import Resolution, resolution_files, write_resolution
 from flex_job.resources import job_sizes, plan_job
-from flex_job.run_report import write_run_report
+from flex_job.run_report import REPORT_FILES, write_run_report
 from flex_job.settings import StageSettings, check_settings
 from flex_job.train import Trainer, train
+from flex_job.validation import Verdict, candidate_gains, validate, write_verdict
 from flex_job.volume import Volume, read_volume, write_volume
-from job_specs.parameters import RefineParameters
+from job_specs.parameters import RefineParameters, TrainParameters
 
-__all__ = ["RefineResult", "Refinement", "refine"]
+__all__ = ["MODELS", "RefineResult", "Refinement", "refine"]
+
+VALIDATION = "validation.json"
+MODELS = ("flex_model.pt", "flex_model_half2.pt")
+AGREED_FSC = 0.8
+"""Two models of the motion start from a map up to where the rigid half-maps agree by this (RELION makes phases random
+from there on): beyond, the consensus may hold detail that came into both halves from one of them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class RefineResult:
     model: FlexModel
     rigid: FscCurves
     flex: FscCurves
+    resolution: Resolution
     summary: tuple[str, ...]
 
 
@@ -128,11 +140,12 @@ class Refinement:
                 leftover.unlink()
         shutil.rmtree(self.cache_folder, ignore_errors=True)
 
-    def _checkpoint(self, stage: str) -> Checkpoint:
+    def checkpoint(self, stage: str) -> Checkpoint:
+        """That of a stage, of its present settings."""
         key = key_of(stage, getattr(self.settings, stage))
         return Checkpoint(self.folder / f"checkpoint_{stage}.pt", key, self.events.message)
 
-    def _is_due(self, stage: str) -> bool:
+    def is_due(self, stage: str) -> bool:
         """Whether a stage has to run: one look at the disk, by the first rank, so that all do the same. Raises
         InputProblems where that would throw work away."""
 
@@ -145,7 +158,7 @@ class Refinement:
         return self.group.first_does(look)
 
     @contextmanager
-    def _stage(self, stage: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+    def stage(self, stage: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         """A stage of all ranks; when it ends the files that the first wrote are there for the others."""
         if self.group.is_first:
             with self.manifest.stage(stage, getattr(self.settings, stage), outputs) as results:
@@ -186,8 +199,8 @@ class Refinement:
     def mesh(self) -> TetMesh:
         """The mesh over the mask; written as mesh.npz with a picture."""
         path = self.folder / "mesh.npz"
-        if self._is_due("mesh"):
-            with self._stage("mesh", ["mesh.npz", "mesh.png", "mask.mrc"]):
+        if self.is_due("mesh"):
+            with self.stage("mesh", ["mesh.npz", "mesh.png", "mask.mrc"]):
                 self.group.first_does(lambda: self._write_mesh(path))
         return TetMesh.load(path)
 
@@ -204,9 +217,9 @@ class Refinement:
 
     def _prepared(self, stage: str, box: int, calibration: Calibration | None) -> tuple[ParticleStack, Calibration]:
         cache, record = self.cache_folder / f"{stage}.f16", self.folder / f"{stage}.npz"
-        checkpoint, length = self._checkpoint(stage), 4 * len(Band.below(box / 2))
-        if self._is_due(stage) or not is_intact(cache, checkpoint, len(self.consensus), length, self.group):
-            with self._stage(stage, [record.name]):
+        checkpoint, length = self.checkpoint(stage), 4 * len(Band.below(box / 2))
+        if self.is_due(stage) or not is_intact(cache, checkpoint, len(self.consensus), length, self.group):
+            with self.stage(stage, [record.name]):
                 prepare(
                     self.consensus,
                     self.mask,
@@ -251,53 +264,151 @@ class Refinement:
                 self.events.message(line)
         return self._plan
 
+    def trainer(
+        self,
+        checkpoint: Checkpoint | None = None,
+        stack: ParticleStack | None = None,
+        density: Volume | None = None,
+        parameters: TrainParameters | None = None,
+    ) -> Trainer:
+        """A training that has not begun: of the job's particles, consensus map and parameters, or of those given (the
+        map in the particles' units of density)."""
+        plan, (own, calibration), box = self.memory_plan(self.mesh), self.training_particles, self.training_box
+        if density is None:
+            resized = fourier_resize(self.consensus.map, box)
+            density = Volume(resized.data * np.float32(calibration.gain), resized.pixel_size_A)
+        return Trainer(
+            stack or own,
+            self.mesh,
+            density,
+            fourier_resize(self.mask, box),
+            parameters or self.parameters.train,
+            self.events,
+            seed=self.parameters.run.seed,
+            checkpoint=checkpoint,
+            group=self.group,
+            tf32=self.parameters.run.tf32,
+            micro_batch=plan.micro_batch,
+            start_batch=plan.start_batch,
+        )
+
     @cached_property
-    def model(self) -> FlexModel:
-        """The trained model; written as flex_model.pt."""
-        path = self.folder / "flex_model.pt"
-        mesh = self.mesh
-        if self._is_due("train"):
-            plan = self.memory_plan(mesh)
-            stack, calibration = self.training_particles
-            with self._stage("train", [path.name]):
-                box = self.training_box
-                density = fourier_resize(self.consensus.map, box)
-                trainer = Trainer(
-                    stack,
-                    mesh,
-                    Volume(density.data * np.float32(calibration.gain), density.pixel_size_A),
-                    fourier_resize(self.mask, box),
-                    self.parameters.train,
-                    self.events,
-                    seed=self.parameters.run.seed,
-                    checkpoint=self._checkpoint("train"),
-                    group=self.group,
-                    tf32=self.parameters.run.tf32,
-                    micro_batch=plan.micro_batch,
-                    start_batch=plan.start_batch,
-                )
-                model = train(trainer, self.consensus.latents)
+    def models(self) -> tuple[FlexModel, ...]:
+        """The trained model, written as flex_model.pt; or one for each half-set (`independent_halves`), with latents of
+        all particles in both, that of half-set 2 as flex_model_half2.pt."""
+        independent = self.parameters.train.independent_halves
+        paths = [self.folder / name for name in MODELS[: 2 if independent else 1]]
+        self.mesh  # noqa: B018  it is an output of its own
+        self._choose()
+        if self.is_due("train"):
+            checkpoint = self.checkpoint("train")
+            whole = self.trainer(None if independent else checkpoint)
+            start = self._agreed_map(whole) if independent else None
+            with self.stage("train", [path.name for path in paths]) as results:
+                if start is None:
+                    models = [train(whole, self.consensus.latents)]
+                else:
+                    models = [self._train_half(half, whole, start, checkpoint) for half in (1, 2)]
+                    agreed = agreement(models[0], models[1], self.parameters.run.seed)
+                    self.events.message(str(agreed))
+                    results["agreement"] = agreed.record()
+                found = [calibrated(whole, model) for model in models]
+                models = [model for model, _ in found]
+                results["latent_noise_factor"] = max(factor for _, factor in found)
+                self.events.message(told(results["latent_noise_factor"]))
                 if self.group.is_first:
-                    model.save(path)
-        return FlexModel.load(path)
+                    for model, path in zip(models, paths, strict=True):
+                        model.save(path)
+        return tuple(FlexModel.load(path) for path in paths)
 
-    def use_model(self, model: FlexModel) -> None:
-        """Take a model that was trained elsewhere instead of training one."""
-        self.model = model
+    def _choose(self) -> None:
+        """Fill in what the data are to choose; later stages see the choice."""
+        asked = self.parameters.train
+        if not is_open(asked):
+            return
+        if self.is_due("choose"):
+            gains_of = candidate_gains(self)
+            with self.stage("choose", []) as results:
+                results.update(choose(asked, gains_of).record())
+        choice = self.group.first_does(lambda: Choice.of(dict(self.manifest.results("choose"))))
+        self.events.message(str(choice))
+        chosen = replace(asked, latent_dims=choice.latent_dims, rigidity=choice.rigidity)
+        self.parameters, self._plan = replace(self.parameters, train=chosen), None
 
-    def half_maps(self, kind: str, model: FlexModel | None) -> FscCurves:
-        """Reconstruct both halves, flex or rigid; write them and their combined map."""
-        p, seed = self.parameters.reconstruct, self.parameters.run.seed
-        if self._is_due(kind):
-            known: FlexModel | None = vars(self).get("model")  # trained or given, not made for the plan's sake
-            plan = self.memory_plan(known.mesh if known else None)
+    @property
+    def model(self) -> FlexModel:
+        """The trained model; of two, that of half-set 1."""
+        return self.models[0]
+
+    def _agreed_map(self, whole: Trainer) -> Volume:
+        """The consensus map up to where the rigid half-maps agree well: beyond, it may hold what they were made to
+        share."""
+        curves = self.half_maps("rigid", None)
+        limit_A = max(curves.resolution_A(AGREED_FSC), 2 * whole.map.pixel_size_A)
+        if np.isinf(limit_A):
+            raise InputProblems(
+                [
+                    f"--independent_halves: the half-maps agree nowhere by an FSC of {AGREED_FSC}; expected a "
+                    "consensus of better images or more of them; leave the option out"
+                ]
+            )
+        self.events.message(f"both motion models start from the consensus map at {limit_A:.1f} A")
+        return low_pass(whole.map, 1 / limit_A)
+
+    def _train_half(self, half: int, whole: Trainer, start: Volume, checkpoint: Checkpoint) -> FlexModel:
+        """A model of the particles of one half-set, then with latents of all."""
+        trainer = self._half_trainer(half, whole.stack, start, checkpoint.part(f"half{half}"))
+        own = np.flatnonzero(whole.stack.halves == half)
+        given = self.consensus.latents
+        model = train(trainer, None if given is None else given[own])
+        return with_latents_of_all(whole, model, own)
+
+    def _half_trainer(
+        self, half: int, stack: ParticleStack, start: Volume | None, checkpoint: Checkpoint | None
+    ) -> Trainer:
+        return self.trainer(checkpoint, half_stack(stack, half, self.parameters.run.seed), start)
+
+    def trained(self) -> tuple[Trainer, FlexModel]:
+        """A training as that of the model was, and the model with the latents of its particles."""
+        model, stack = self.model, self.training_particles[0]
+        if not self.parameters.train.independent_halves:
+            return self.trainer(), model
+        own = np.flatnonzero(stack.halves == 1)
+        of_own = replace(model, latents=model.latents[own], covariance=model.covariance[own])
+        return self._half_trainer(1, stack, None, None), of_own
+
+    def use_model(self, *models: FlexModel) -> None:
+        """Take a model that was trained elsewhere, or one for each half-set, instead of training."""
+        self.models = models
+
+    def validation(self, nulls: int = 0) -> Verdict | None:
+        """Whether the images support the motion (see `flex_job.validation`), with so many null experiments; written as
+        validation.json. None where no particle was kept aside to tell."""
+        if not self.parameters.train.held_out:
+            return None
+        self.models  # noqa: B018  made before, and not in, this stage
+        if self.is_due("validate"):
+            trainer, model = self.trained()
+            with self.stage("validate", [VALIDATION]) as results:
+                verdict = validate(self, trainer, model, nulls)
+                results.update(verdict.record())
+                if self.group.is_first:
+                    write_verdict(self.folder / VALIDATION, verdict)
+        return self.group.first_does(lambda: Verdict.of(self.manifest.results("validate")))
+
+    def half_maps(self, kind: str, models: Sequence[FlexModel] | None) -> FscCurves:
+        """Reconstruct both halves, flex (through one model, or one each) or rigid; write them and both combined."""
+        p = self.parameters.reconstruct
+        if self.is_due(kind):
+            known: Sequence[FlexModel] | None = vars(self).get("models")  # trained or given, not for the plan alone
+            plan = self.memory_plan(known[0].mesh if known else None)
             stack, support = self.full_particles, fourier_resize(self.mask, self.full_box)
-            checkpoint = self._checkpoint(kind)
-            with self._stage(kind, map_files(kind)) as results:
+            checkpoint = self.checkpoint(kind)
+            with self.stage(kind, map_files(kind)) as results:
                 halves = reconstruct(
                     stack,
                     support,
-                    model,
+                    models,
                     p,
                     self.events,
                     checkpoint=checkpoint,
@@ -306,13 +417,22 @@ class Refinement:
                     batch_size=plan.solver_batch,
                 )
                 results.update(
-                    self.group.first_does(
-                        lambda: write_half_maps(self.folder, kind, halves, self.mask, seed, p.bfactor)
-                    )
+                    self.group.first_does(lambda: write_half_maps(self.folder, kind, halves, self.mask, p.bfactor))
                 )
             if self.group.is_first:
                 checkpoint.clear()
-        return self.group.first_does(lambda: half_map_curves(self.folder, kind, self.mask, seed))
+        return self.group.first_does(lambda: half_map_curves(self.folder, kind, self.mask))
+
+    def resolution(self, rigid: FscCurves, flex: FscCurves) -> Resolution:
+        """Local resolution, FSC in the user's masks and with an atomic model, of the half-maps of both kinds."""
+        p = self.parameters.resolution
+        if self.is_due("resolution"):
+            with self.stage("resolution", resolution_files(p)) as results:
+                found = self.group.first_does(
+                    lambda: write_resolution(self.folder, rigid, flex, self.mask, self.consensus.map, p)
+                )
+                results.update(found.record())
+        return self.group.first_does(lambda: Resolution.of(self.manifest.results("resolution")))
 
     # -- report --------------------------------------------------------------------------------------------------
 
@@ -320,13 +440,14 @@ class Refinement:
         """logfile.pdf and report.html; returns the lines that sum the run up."""
         model = self.model
         self.group.check_stop(self.events)
-        if self._is_due("report"):
-            if self._is_due("prep"):  # the report reads its record
+        if self.is_due("report"):
+            if self.is_due("prep"):  # the report reads its record
                 self.training_particles  # noqa: B018
-            with self._stage("report", ["logfile.pdf", "report.html"]) as results:
+            between_A = agreement(*self.models, self.parameters.run.seed).error_A if len(self.models) == 2 else None
+            with self.stage("report", REPORT_FILES) as results:
                 results["summary"] = self.group.first_does(
                     lambda: write_run_report(
-                        self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex
+                        self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex, between_A
                     )
                 )
         return self.group.first_does(lambda: tuple(self.manifest.results("report")["summary"]))
@@ -347,9 +468,11 @@ def refine(
     """All stages, by all ranks of `group`, with the same result on each. Raises InputProblems for bad input and
     StopRequested when the host asks for a stop."""
     run = Refinement(consensus, parameters, folder, events, group)
-    model = run.model
+    models = run.models
+    run.validation()
     rigid = run.half_maps("rigid", None)
-    flex = run.half_maps("flex", model)
+    flex = run.half_maps("flex", models)
+    resolution = run.resolution(rigid, flex)
     summary = run.report(rigid, flex)
     run.clean()
-    return RefineResult(model, rigid, flex, summary)
+    return RefineResult(models[0], rigid, flex, resolution, summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from flex_job.choose import LARGEST_K
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.levels import march_box
@@ -41,7 +42,7 @@ def job_sizes(
     return Sizes(
         particles=len(consensus),
         batch=train.batch,
-        latent_dims=train.latent_dims,
+        latent_dims=train.latent_dims or LARGEST_K,
         flow_layers=train.flow_layers,
         flow_units=train.flow_units,
         vertices=len(mesh.vertices_A) if mesh else 4,

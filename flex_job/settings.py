@@ -19,13 +19,14 @@ from typing import Any
 from flex_job.consensus import Consensus
 from flex_job.manifest import Manifest, file_hash, stacks_hash
 from flex_job.problems import InputProblems
-from job_specs.parameters import RefineParameters
+from job_specs.parameters import RefineParameters, names_in
 
 __all__ = ["StageSettings", "check_settings"]
 
 MASK = ("mask_lowpass", "mask_threshold", "mask_dilate", "mask_soft")
 FILES = ("zero_motion_mask", "segmentation", "mesh")  # parameters of the mesh that name one
-HALF_MAP_STAGES = ("prep_full", "rigid", "flex", "report")
+FSC_FILES = "content of fsc_masks and model_fsc"
+HALF_MAP_STAGES = ("prep_full", "rigid", "flex", "resolution", "report")
 
 
 class StageSettings:
@@ -68,7 +69,18 @@ class StageSettings:
     def train(self) -> dict[str, Any]:
         if self.model:
             return self.inputs | {"input model": self.model}
-        return self.mesh | self.prep | asdict(self.parameters.train)
+        own = asdict(self.parameters.train)
+        path = own.pop("latent_file")
+        contents = {"content of latent_file": file_hash(Path(path))} if path else {}
+        return self.mesh | self.prep | own | contents
+
+    @property
+    def choose(self) -> dict[str, Any]:
+        return self.train
+
+    @property
+    def validate(self) -> dict[str, Any]:
+        return self.train | asdict(self.parameters.validate)
 
     @property
     def rigid(self) -> dict[str, Any]:
@@ -78,12 +90,21 @@ class StageSettings:
     def flex(self) -> dict[str, Any]:
         return self.train | self.rigid
 
-    report = flex
+    @property
+    def resolution(self) -> dict[str, Any]:
+        p = asdict(self.parameters.resolution)
+        files = [*names_in(p["fsc_masks"]), *([p["model_fsc"]] if p["model_fsc"] else [])]
+        return self.flex | p | {FSC_FILES: [file_hash(Path(name)) for name in files]}
+
+    report = resolution
 
     def may_change(self, stage: str) -> set[str]:
         """Settings of which a change costs nothing but the stage itself, which may be run again unasked."""
+        if stage == "validate":
+            return set(asdict(self.parameters.validate))
         if stage in HALF_MAP_STAGES:
-            return {*asdict(self.parameters.reconstruct), "box of the half-maps"}
+            own = asdict(self.parameters.reconstruct) | asdict(self.parameters.resolution)
+            return {*own, FSC_FILES, "box of the half-maps"}
         return set()
 
 

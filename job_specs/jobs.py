@@ -85,10 +85,17 @@ MAP_FILES = (
     Output("rigid_half1_class001_unfil.mrc", "half_map", "Half-map 1 without motion, by the same solver"),
     Output("rigid_half2_class001_unfil.mrc", "half_map", "Half-map 2 without motion, by the same solver"),
     Output("fsc.star", "table", "FSC curves and resolutions, with and without motion"),
+    Output("flex_locres.mrc", "report", "Local resolution (A) through the motion, to colour the map by"),
+    Output("rigid_locres.mrc", "report", "Local resolution (A) without motion"),
+    Output("flex_fsc.xml", "report", "FSC of the half-maps through the motion, for a deposition in EMDB"),
+    Output("rigid_fsc.xml", "report", "The same without motion"),
 )
+VALIDATION = Output("validation.json", "table", "Whether the images support the motion: verdict, gains, intervals")
 REPORT_FILES = (
     Output("logfile.pdf", "logfile", "Report as PDF"),
     Output("report.html", "report", "Report in one self-contained page"),
+    Output("motion_amplitude.mrc", "report", "How far each voxel moves over the particles (A, root mean square)"),
+    Output("motion_uncertainty.mrc", "report", "How uncertain that is of a single particle (A, root mean square)"),
 )
 MANIFEST = Output("manifest.json", "table", "Hashes of inputs, parameters, versions, seeds, seconds and memory")
 
@@ -100,8 +107,8 @@ JOBS: dict[str, JobSpec] = {
             "Flexible refinement",
             "Mesh, motion model, half-maps through the motion and report, from a consensus refinement.",
             (PARTICLES, MAP, MASK),
-            (*MODEL_FILES, *MAP_FILES, *MESH_FILES, *REPORT_FILES, MANIFEST),
-            ("train", "prep", "mesh", "reconstruct", "run"),
+            (*MODEL_FILES, *MAP_FILES, *MESH_FILES, *REPORT_FILES, VALIDATION, MANIFEST),
+            ("train", "prep", "mesh", "reconstruct", "resolution", "run"),
         ),
         JobSpec(
             "prep",
@@ -128,12 +135,20 @@ JOBS: dict[str, JobSpec] = {
             ("train", "prep", "mesh", "run"),
         ),
         JobSpec(
+            "validate",
+            "Is the motion real?",
+            "The training on a sample of the particles, tested on others, and against simulations without motion.",
+            (PARTICLES, MAP, MASK),
+            (VALIDATION, *MESH_FILES, MANIFEST),
+            ("validate", "train", "prep", "mesh", "run"),
+        ),
+        JobSpec(
             "reconstruct",
             "Half-maps through the motion",
             "Half-maps through a trained motion, and without it, at the full box.",
             (MODEL, MODELLED, MAP, MASK),
             (*MAP_FILES, *REPORT_FILES, MANIFEST),
-            ("reconstruct", "run"),
+            ("reconstruct", "resolution", "run"),
         ),
         JobSpec(
             "generate",
@@ -142,7 +157,7 @@ JOBS: dict[str, JobSpec] = {
             (MODEL, replace(MODELLED, help="particles.star of a flexible job, whose model is then used"), MOVED_MAP),
             (
                 Output("frame_*.mrc", "map", "One map per row of the latents"),
-                Output("latents.csv", "table", "The latents of each frame"),
+                Output("latents.csv", "table", "Latents of each frame, particles near it, and its uncertainty"),
             ),
             ("generate", "run"),
         ),
@@ -199,7 +214,7 @@ def build(
     from_config, found = pick(declared, config, "config file")
     from_flags, more = pick(declared, flags, "command line")
     values = from_config | from_flags
-    if values.get("latent_columns") and "latent_start" not in values:
+    if (values.get("latent_columns") or values.get("latent_file")) and "latent_start" not in values:
         values["latent_start"] = "columns"
     defaults = RefineParameters()
     groups = {}

@@ -16,10 +16,12 @@ __all__ = [
     "PrepParameters",
     "ReconstructParameters",
     "RefineParameters",
+    "ResolutionParameters",
     "RunParameters",
     "SelectParameters",
     "SimulateParameters",
     "TrainParameters",
+    "ValidateParameters",
     "names_in",
     "problems",
     "ranges_in",
@@ -128,14 +130,14 @@ class TrainParameters:
 
     latent_dims: int = parameter(
         2,
-        help="Number of latent coordinates of each particle",
-        bounds=(1, 16),
+        help="Number of latent coordinates of each particle; 0 lets held-out images choose",
+        bounds=(0, 16),
         tier="main",
         cryosparc="number of latents",
     )
     rigidity: float = parameter(
         2.0,
-        help="Strength of the prior for locally rigid motion; lower allows more bending",
+        help="Strength of the prior for locally rigid motion, lower allows more bending; 0 lets held-out images choose",
         bounds=(0, 1000),
         tier="main",
         cryosparc="rigidity",
@@ -153,9 +155,16 @@ class TrainParameters:
         tier="main",
         cryosparc="latents from input",
     )
+    latent_file: str = parameter(
+        "",
+        help="Starting latents that another program found: z.pkl of cryoDRGN, latent_coords.npy of RECOVAR, or any "
+        ".npy or .npz array of particles x dimensions, in the particles' order; reduced to latent_dims",
+        file=True,
+    )
     latent_start: str = parameter(
         "linear",
-        help="Starting latents: from a linear subspace model, zero, random, or latent_columns (implied by those)",
+        help="Starting latents: from a linear subspace model, zero, random, or columns: those of latent_columns or "
+        "latent_file (implied by these)",
         choices=("linear", "zero", "random", "columns"),
     )
     latent_method: str = parameter(
@@ -183,6 +192,14 @@ class TrainParameters:
     map_every: int = parameter(
         2, help="Every how many epochs the canonical map is solved for; 0 keeps the consensus map", bounds=(0, 1000)
     )
+    held_out: float = parameter(
+        0.05,
+        help="Fraction of the particles that flow and map are not fitted to, to test the motion on; 0 for none",
+        bounds=(0, 0.2),
+    )
+    independent_halves: bool = parameter(
+        False, help="Train two motion models, one per half-set, so that the half-maps share none; takes no longer"
+    )
     batch: int = parameter(200, help="Particles in a minibatch", bounds=(1, 100_000))
     band_start: float = parameter(
         0.3, help="Band limit at the first epoch, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
@@ -191,6 +208,18 @@ class TrainParameters:
         0.8, help="Final band limit, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
     )
     band_epochs: float = parameter(0.9, help="Fraction of the epochs over which the band limit rises", bounds=(0, 1))
+
+
+@dataclass(frozen=True)
+class ValidateParameters:
+    """How a motion is put to the test."""
+
+    nulls: int = parameter(
+        5,
+        help="Simulations without motion, at the particles' own poses, CTFs and noise, that are put through the same",
+        bounds=(0, 1000),
+    )
+    sample: int = parameter(10_000, help="Particles that are used, drawn at random; 0 for all", bounds=(0, 10_000_000))
 
 
 @dataclass(frozen=True)
@@ -215,6 +244,24 @@ class ReconstructParameters:
         help="B-factor for sharpening, negative sharpens; 0 fits one (Guinier)",
         unit="A^2",
         bounds=(-2000, 2000),
+    )
+
+
+@dataclass(frozen=True)
+class ResolutionParameters:
+    """What is said of the half-maps' resolution, beside their FSC in the mask."""
+
+    fsc_masks: str = parameter(
+        "", help="MRC masks, separated by commas, in each of which the FSC is computed too, as of a flexible domain"
+    )
+    model_fsc: str = parameter(
+        "", help="Atomic model in the frame of the map, PDB or mmCIF, to compute the map-model FSC with", file=True
+    )
+    locres_sampling: float = parameter(
+        25.0,
+        help="Distance of the spheres in which the local resolution is found, as RELION's; 0 leaves it out",
+        unit="A",
+        bounds=(0, 200),
     )
 
 
@@ -313,7 +360,9 @@ class RefineParameters:
     prep: PrepParameters = field(default_factory=PrepParameters)
     mesh: MeshParameters = field(default_factory=MeshParameters)
     train: TrainParameters = field(default_factory=TrainParameters)
+    validate: ValidateParameters = field(default_factory=ValidateParameters)
     reconstruct: ReconstructParameters = field(default_factory=ReconstructParameters)
+    resolution: ResolutionParameters = field(default_factory=ResolutionParameters)
     generate: GenerateParameters = field(default_factory=GenerateParameters)
     select: SelectParameters = field(default_factory=SelectParameters)
     run: RunParameters = field(default_factory=RunParameters)
@@ -350,7 +399,9 @@ def problems(parameters: RefineParameters) -> list[str]:
         for group in (parameters.prep, parameters.mesh, train, parameters.reconstruct, parameters.generate)
         for line in check(group)
     ]
+    found += check(parameters.resolution)
     found += check(parameters.select)
+    found += check(parameters.validate)
     try:
         ranges_in(parameters.select.latents_range)
     except ValueError as error:
@@ -359,9 +410,16 @@ def problems(parameters: RefineParameters) -> list[str]:
     if train.band_start > train.band_end:
         found.append(f"band_start: {train.band_start} was given; expected at most band_end, which is {train.band_end}")
     columns = names_in(train.latent_columns)
-    if train.latent_start == "columns" and not columns:
-        found.append("latent_start: columns was given without latent_columns; name the columns of the STAR file")
-    if columns and train.latent_start == "columns" and len(columns) != train.latent_dims:
+    if train.latent_start == "columns" and not columns and not train.latent_file:
+        found.append(
+            "latent_start: columns was given without latent_columns or latent_file; name the columns of the STAR file, "
+            "or a file"
+        )
+    if columns and train.latent_file:
+        found.append("latent_columns and latent_file were both given; expected one of them")
+    if train.latent_dims == 0 and (columns or train.latent_file):
+        found.append("latent_dims: 0 was given with latents to start from; expected their number, there is no choice")
+    elif columns and train.latent_start == "columns" and len(columns) != train.latent_dims:
         found.append(
             f"latent_columns: {len(columns)} given ({', '.join(columns)}); expected one per latent, "
             f"and latent_dims is {train.latent_dims}"

@@ -68,7 +68,7 @@ def test_parse(name: str, given: object, value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("latent_dims", "0"),
+        ("latent_dims", "-1"),
         ("latent_dims", "17"),
         ("latent_dims", "2.5"),
         ("latent_dims", True),

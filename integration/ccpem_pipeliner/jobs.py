@@ -27,7 +27,7 @@ from integration.ccpem_pipeliner.nodes import nodes_after, nodes_before
 from integration.ccpem_pipeliner.options import INPUTS, arguments, flags, job_options
 from job_specs.jobs import JOBS, JobSpec, build
 
-__all__ = ["FlexJob", "Generate", "Mesh", "Prep", "Reconstruct", "Refine", "Select", "Train"]
+__all__ = ["FlexJob", "Generate", "Mesh", "Prep", "Reconstruct", "Refine", "Select", "Train", "Validate"]
 
 PROGRAM = "flex-job"
 REFERENCES = (
@@ -144,6 +144,10 @@ class Train(FlexJob, job="train"):
 
 class Reconstruct(FlexJob, job="reconstruct"):
     """Half-maps through a trained motion."""
+
+
+class Validate(FlexJob, job="validate"):
+    """Whether the motion is real."""
 
 
 class Generate(FlexJob, job="generate"):

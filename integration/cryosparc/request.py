@@ -53,6 +53,10 @@ def read_request(options: Mapping[str, str]) -> tuple[Request, list[str]]:
     for name in ("project", *(() if own["job"] else ("workspace",))):
         if not own[name]:
             problems.append(f"--{name} was not given; expected such as {UIDS[name][1]}")
+    if parameters.train.latent_dims == 0:
+        problems.append(
+            "latent_dims: 0 was given; expected their number: cryoSPARC's outputs are declared before the run"
+        )
     sources = {}
     for kind, text in given.items():
         match = re.fullmatch(r"(J\d+)\.([A-Za-z]\w*)", text)

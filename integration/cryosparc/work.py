@@ -12,12 +12,14 @@ import numpy as np
 
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group, RankLost
+from flex_job.embeddings import given_embedding
 from flex_job.events import Events, StopRequested
 from flex_job.join import join
 from flex_job.launch import place_of
 from flex_job.mesh.inputs import mesh_problems
 from flex_job.problems import InputProblems
 from flex_job.refine import refine
+from flex_job.resolution import resolution_problems
 from integration.common.log import JobLog, explain, log_file
 from integration.common.parameters import space_problem
 from integration.common.process import devices_of, limit_threads
@@ -141,10 +143,15 @@ def _consensus(
         warn=warn,
     )
     found = mesh_problems(parameters.mesh, consensus.map)
+    found += resolution_problems(parameters.resolution, consensus.map)
+    try:
+        latents = given_embedding(parameters.train, consensus, warn)
+    except InputProblems as error:
+        found += error.messages
     space = space_problem(folder, parameters, len(consensus), consensus.map.box)
     if found or space:
         raise InputProblems([*found, *([space] if space else [])])
-    return consensus
+    return replace(consensus, latents=latents) if latents is not None else consensus
 
 
 def _why_stopped(host: CryosparcJob | StopSignals, out_of_time: bool) -> str:

@@ -16,7 +16,7 @@ from job_specs.jobs import JOBS, pick
 from job_specs.parameter import parameters_of
 from job_specs.parameters import SimulateParameters
 
-__all__ = ["generate", "main", "reconstruct", "refine", "select", "train"]
+__all__ = ["generate", "main", "reconstruct", "refine", "select", "train", "validate"]
 
 NO_JOBS = (["submit"], ["cryosparc"])  # commands that run nothing in the folder that they name
 
@@ -142,6 +142,11 @@ def refine() -> None:
 def train() -> None:
     """Entry point of relion_flex_train."""
     _script("train")
+
+
+def validate() -> None:
+    """Entry point of relion_flex_validate."""
+    _script("validate")
 
 
 def reconstruct() -> None:

@@ -25,7 +25,7 @@ def parameter_tables() -> str:
     """The whole page as Markdown."""
     parts = [INTRODUCTION, *map(_job_section, JOBS.values())]
     defaults = RefineParameters()
-    for group in ("prep", "mesh", "train", "reconstruct", "generate", "select", "run"):
+    for group in ("prep", "mesh", "train", "validate", "reconstruct", "resolution", "generate", "select", "run"):
         parts.append(_parameter_section(GROUP_TITLES[group], group, parameters_of(getattr(defaults, group))))
     parts.append(_parameter_section(GROUP_TITLES["simulate"], "", parameters_of(SimulateParameters)))
     return "\n".join(parts)

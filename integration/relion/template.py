@@ -11,7 +11,7 @@ from job_specs.jobs import JobSpec
 
 __all__ = ["ROWS", "SCRIPTS", "executable", "parameter_rows", "render"]
 
-SCRIPTS = ("refine", "train", "reconstruct", "generate", "select")  # jobs with an executable of their own
+SCRIPTS = ("refine", "train", "reconstruct", "generate", "select", "validate")  # jobs with an executable of their own
 ROWS = 10  # label/value rows of the External job's form
 EMPTY = '""'
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
 from flex_job.manifest import Manifest
+from flex_job.problems import InputProblems
 from flex_job.refine import Refinement, refine
 from integration.common.particle_formats import particle_format
 from integration.relion.consensus import checked_consensus
@@ -40,13 +44,16 @@ def work(request: Request, problems: list[str], events: Events, group: Group) ->
 def _from_consensus(request: Request, problems: list[str], events: Events, group: Group) -> None:
     """refine, or the part of its chain that prep, mesh or train stand for."""
     columns = names_in(request.parameters.train.latent_columns)
-    consensus = checked_consensus(request, problems, columns)
+    consensus = checked_consensus(request, problems, columns, events)
     if request.job.name == "refine":
         result = refine(consensus, request.parameters, request.folder, events, group)
         if group.is_first:
-            write_fsc_star(request.folder / "fsc.star", result.rigid, result.flex)
+            write_fsc_star(request.folder / "fsc.star", result.rigid, result.flex, result.resolution)
         model, summary = result.model, result.summary
     else:
+        if request.job.name == "validate":
+            _validate(consensus, request, events, group)
+            return
         run = Refinement(consensus, request.parameters, request.folder, events, group)
         if request.job.name == "prep":
             stack, _ = run.training_particles
@@ -65,3 +72,16 @@ def _from_consensus(request: Request, problems: list[str], events: Events, group
         events.message(line)
     if request.job.name == "refine":
         events.message(f"report: {request.folder / 'report.html'}")
+
+
+def _validate(consensus: Consensus, request: Request, events: Events, group: Group) -> None:
+    """The training on a sample of the particles, put to the test."""
+    parameters = request.parameters
+    if not parameters.train.held_out:
+        raise InputProblems(["--held_out: 0; expected more: a motion is tested on particles that are kept aside"])
+    if 0 < parameters.validate.sample < len(consensus):
+        order = np.random.default_rng((parameters.run.seed, 4)).permutation(len(consensus))
+        consensus = consensus.select(np.sort(order[: parameters.validate.sample]))
+    run = Refinement(consensus, parameters, request.folder, events, group)
+    events.message(str(run.validation(parameters.validate.nulls)))
+    run.clean()

@@ -177,7 +177,7 @@ def test_simulate_tells_what_cannot_be_simulated(
 
 def test_docs_and_template_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(monkeypatch, "docs") == 0
-    assert "| `latent_dims` | `2` | a whole number from 1 to 16 |" in capsys.readouterr().out
+    assert "| `latent_dims` | `2` | a whole number from 0 to 16 |" in capsys.readouterr().out
     assert run_main(monkeypatch, "relion", "template") == 0
     assert "fn_exe         relion_flex_refine" in capsys.readouterr().out
 

@@ -488,6 +488,13 @@ def test_all_problems_come_in_one_message_and_no_job_is_made(instance: Instance,
     assert sorted(instance.jobs) == ["J2", "J3"]
 
 
+def test_the_number_of_latents_must_be_known_before(instance: Instance, capsys: Any) -> None:
+    sources = {"project": "P3", "workspace": "W1", "particles": "J2.particles", "volume": "J2.volume"}
+    assert run({**sources, "latent_dims": "0"}) == 1
+    assert "latent_dims: 0 was given; expected their number" in capsys.readouterr().err
+    assert sorted(instance.jobs) == ["J2", "J3"]
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
