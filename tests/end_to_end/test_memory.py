@@ -47,7 +47,7 @@ parameters = RefineParameters(
 consensus = read_consensus(star, mask_path=mask)
 consensus = consensus.select(np.tile(np.arange(len(consensus)), int(sys.argv[3])))
 run = Refinement(consensus, parameters, folder, Events(message=lambda text: None))
-run.half_maps("flex", run.model)
+run.half_maps("flex", run.models)
 print((folder / "cache/prep.f16").stat().st_size)
 """
 

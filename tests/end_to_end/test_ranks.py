@@ -49,6 +49,13 @@ def exit_files(folder: Path) -> list[str]:
     return sorted(path.name.removeprefix("RELION_JOB_EXIT_") for path in folder.glob("RELION_JOB_EXIT_*"))
 
 
+def assert_same(folder: Path, other: Path, most: float) -> None:
+    """But for rounding. The covariances carry a factor that is a quantile over the few particles: rounding may change
+    which of them it falls on."""
+    found = largest_difference(folder, other)
+    assert found.pop("covariance") < 1e-2 and max(found.values()) < most, found
+
+
 def largest_difference(folder: Path, other: Path) -> dict[str, float]:
     """Between two jobs, of each result relative to its largest value."""
 
@@ -82,8 +89,8 @@ def by_two(project: Path) -> tuple[Path, str]:
 
 
 def test_two_ranks_give_what_one_gives(alone: Path, by_two: tuple[Path, str]) -> None:
-    found = largest_difference(by_two[0], alone)
-    assert len(found) == 8 and max(found.values()) < 1e-4, found
+    assert_same(by_two[0], alone, 1e-4)
+    assert len(list(by_two[0].glob("*_half?_class001_unfil.mrc"))) == 4
 
 
 def test_another_seed_gives_something_else(project: Path, alone: Path) -> None:
@@ -94,8 +101,7 @@ def test_another_seed_gives_something_else(project: Path, alone: Path) -> None:
 
 def test_torchrun_gives_the_same(project: Path, alone: Path) -> None:
     run(project, "refine", "torchrun", program=[*TORCHRUN, "-m", "integration.local.cli"])
-    found = largest_difference(project / "External/torchrun", alone)
-    assert len(found) == 8 and max(found.values()) < 1e-4, found
+    assert_same(project / "External/torchrun", alone, 1e-4)
 
 
 def test_one_process_speaks(by_two: tuple[Path, str]) -> None:
@@ -196,7 +202,7 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(project: Path, 
     assert f"process {rank} was ended by SIGKILL" in said and "press Continue" in said and "Traceback" not in said
     if rank == 0:
         assert "training goes on after epoch" in run(project, "train", folder, *TWO)
-        assert max(largest_difference(job.folder, alone).values()) < 1e-3
+        assert_same(job.folder, alone, 1e-3)
 
 
 def test_a_rank_killed_in_its_half(project: Path, alone: Path) -> None:
@@ -206,7 +212,7 @@ def test_a_rank_killed_in_its_half(project: Path, alone: Path) -> None:
     assert exit_files(job.folder) == ["FAILURE"]
     said = run(project, "refine", "half", *TWO)
     assert "flex half 1: goes on after iteration" in said
-    assert max(largest_difference(job.folder, alone).values()) < 1e-3
+    assert_same(job.folder, alone, 1e-3)
 
 
 @pytest.mark.parametrize("whom", ["launcher", pytest.param("first", marks=LONGER), "second"])
@@ -220,7 +226,7 @@ def test_a_stop_asked_of_any_process_saves_and_goes_on(project: Path, alone: Pat
     assert said.count("press Continue to resume") == 1 and "Traceback" not in said
     if whom == "launcher":
         assert "training goes on after epoch" in run(project, "train", folder, *TWO)
-        assert max(largest_difference(job.folder, alone).values()) < 1e-3
+        assert_same(job.folder, alone, 1e-3)
 
 
 def test_relions_abort(project: Path) -> None:

@@ -306,6 +306,7 @@ def test_a_job_that_succeeds(project: Path, stand_in: Path) -> None:
         "flex_model.pt": "MlModel.pt.flex_job",
         "mesh.npz": "ProcessData.npz.flex_job.mesh",
         "fsc.star": "ProcessData.star.flex_job.fsc",
+        "validation.json": "ProcessData.json.flex_job.validation",
         "manifest.json": "ProcessData.json.flex_job.manifest",
     }
 

@@ -21,10 +21,11 @@ from hosts.cryosparc_server import EMAIL, LICENSE, PASSWORD, TOKEN, Instance, Jo
 import integration.cryosparc.work
 from flex_job.consensus import Consensus
 from flex_job.events import Events
+from flex_job.fsc import FscCurves
 from flex_job.manifest import Manifest
 from flex_job.mesh import TetMesh, read_cryosparc_mesh
 from flex_job.refine import RefineResult
-from flex_job.run_report import summary_lines
+from flex_job.run_report import REPORT_FILES, summary_lines
 from flex_job.volume import read_volume
 from integration.cryosparc.client import without_secrets
 from integration.cryosparc.command import OPTIONS
@@ -146,9 +147,9 @@ DONE: list[tuple[Path, RefineResult]] = []
 
 def short_report(manifest: Manifest, *others: Any) -> tuple[str, ...]:
     """In place of the real one, which takes longer than all else and has tests of its own."""
-    for name in ("logfile.pdf", "report.html"):
+    for name in REPORT_FILES:
         (manifest.folder / name).write_text(name)
-    rigid, flex = others[-2:]
+    rigid, flex = (each for each in others if isinstance(each, FscCurves))
     return summary_lines(rigid, flex, 1.0, 2.0, 10.0)
 
 

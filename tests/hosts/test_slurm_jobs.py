@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,8 @@ import pytest
 import starfile
 from hosts.slurm_cluster import Cluster
 
+from integration.relion.simulate import simulate_project
+
 PARTICLES = "Refine3D/job001/run_data.star"
 SMALL = ["--latent_dims=1", "--epochs=24", "--tetra_cells=6", "--map_every=8", "--devices=cpu"]
 LONG = ["--epochs=40", "--batch=5"]  # enough work, even of a fast machine, to be stopped three times
@@ -23,9 +24,11 @@ OWN_NODE = ["--partition=low", "--gpus=1", "--cpus=2", "--j=1"]
 
 
 @pytest.fixture(scope="module")
-def project(small_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that other tests write nothing to."""
-    return Path(shutil.copytree(small_project, tmp_path_factory.mktemp("queued") / "project"))
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of 120 particles that other tests have left no jobs in."""
+    folder = tmp_path_factory.mktemp("queued") / "project"
+    simulate_project(folder, motion="one_hinge", particles=120, box=24, pixel_size_A=10.0, snr=0.5, seed=1)
+    return folder
 
 
 Submit = Callable[..., str]
