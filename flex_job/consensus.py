@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flex_job.volume import Volume
 
-__all__ = ["PIXEL_SIZES_A", "Consensus", "OpticsGroup", "extent_problems"]
+__all__ = ["PIXEL_SIZES_A", "Consensus", "OpticsGroup", "extent_problems", "random_halves"]
 
 PIXEL_SIZES_A = (0.01, 1000.0)  # beyond, the unit is another one or the number is damaged
 LARGEST_RATIO = 4.0
@@ -89,6 +89,11 @@ class Consensus:
         if self.latents is not None:
             changes["latents"] = self.latents[index]
         return replace(self, **changes)
+
+
+def random_halves(count: int, seed: int | Sequence[int]) -> NDArray[np.int8]:
+    """1 or 2 for each of `count` particles: a random split in two of the same size that depends on `seed` alone."""
+    return (np.random.default_rng(seed).permutation(count) % 2 + 1).astype(np.int8)
 
 
 def extent_problems(optics: Sequence[OpticsGroup], map: Volume) -> list[str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import eigsh
 
 from flex_job.mesh import TetMesh
-from flex_job.mesh.tetmesh import cell_volumes
+from flex_job.mesh.tetmesh import vertex_weights
 from flex_job.rigidity import Rigidity
 
 __all__ = ["soft_modes"]
@@ -21,11 +21,7 @@ def soft_modes(mesh: TetMesh, count: int) -> NDArray[np.float32]:
     not move are held.
     """
     stiffness = Rigidity(mesh).stiffness()
-    lumped = np.zeros(len(mesh.vertices_A))
-    # Density-weighted volume; rigid segments have weights far above one and would hide everything else.
-    weight = cell_volumes(mesh.vertices_A, mesh.cells) * np.minimum(mesh.rigidity, 1.0)
-    np.add.at(lumped, mesh.cells, weight[:, None] / 4)
-    lumped /= lumped.sum()
+    lumped = vertex_weights(mesh)
     free = np.repeat(mesh.motion > 0.5, 3)
     count = min(count, int(free.sum()) - 2)
     mass = scipy.sparse.diags(np.repeat(np.maximum(lumped, 1e-9), 3)[free]).tocsc()

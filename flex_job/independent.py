@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flex_job.latents import gauss_newton
-from flex_job.mesh.tetmesh import TetMesh, cell_volumes
+from flex_job.consensus import random_halves
+from flex_job.latents import inferred
+from flex_job.mesh.tetmesh import vertex_weights
 from flex_job.model import FlexModel
 from flex_job.particles import ParticleStack
 from flex_job.train import Trainer
 
 __all__ = ["Agreement", "agreement", "agreement_sentence", "half_stack", "with_latents_of_all"]
 
-STEPS = 4  # Gauss-Newton steps in each band, from zero
 SAMPLE = 2000  # particles that two models are compared on
 
 
@@ -30,8 +30,7 @@ def half_stack(stack: ParticleStack, half: int, seed: int) -> ParticleStack:
     """The particles of half-set `half` (1 or 2), themselves divided at random: a training's map is filtered by the
     agreement of two halves, which must not be the other half-set."""
     mine = stack.select(np.flatnonzero(stack.halves == half))
-    quarter = np.random.default_rng((seed, half, 5)).permutation(len(mine)) % 2 + 1
-    return replace(mine, halves=quarter.astype(stack.halves.dtype))
+    return replace(mine, halves=random_halves(len(mine), (seed, half, 5)))
 
 
 def with_latents_of_all(whole: Trainer, model: FlexModel, own: NDArray[np.int64]) -> FlexModel:
@@ -47,11 +46,7 @@ def with_latents_of_all(whole: Trainer, model: FlexModel, own: NDArray[np.int64]
     finest = levels[-1].model.band
     for batch in stack.batches(group.checked(group.batches(others, whole.micro_batch), whole.events), finest):
         z = torch.zeros(len(batch), k, device=whole.device)
-        posterior = torch.zeros(len(batch), k, k)
-        for level in levels:
-            part = batch.below(level.model.band)
-            for _ in range(STEPS):
-                z, posterior, _ = gauss_newton(level.model, level.values, flow, part, whole.vertices, z)
+        z, posterior = inferred(levels, flow, batch, whole.vertices, z)
         latents[batch.index], covariance[batch.index] = z.cpu().numpy(), posterior.cpu().numpy()
     for rows in (latents, covariance):
         theirs = np.zeros_like(rows)
@@ -109,10 +104,3 @@ def agreement(first: FlexModel, second: FlexModel, seed: int = 0) -> Agreement:
         mean_motion_A=float(np.sqrt(weight @ motion)),
         correlation=float(common / power) if power > 0 else 0.0,
     )
-
-
-def vertex_weights(mesh: TetMesh) -> NDArray[np.float64]:
-    """(V,) the part of the molecule's density around each vertex, as the cells' rigidity tells it; their sum is one."""
-    weight = np.zeros(len(mesh.vertices_A))
-    np.add.at(weight, mesh.cells, (cell_volumes(mesh.vertices_A, mesh.cells) * np.minimum(mesh.rigidity, 1))[:, None])
-    return weight / weight.sum()

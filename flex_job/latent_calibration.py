@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flex_job.latents import gauss_newton
+from flex_job.latents import inferred
 from flex_job.model import FlexModel
-from flex_job.particles import Batch
 from flex_job.train import Trainer
 
 __all__ = ["calibrated", "noise_factor", "told", "widened"]
 
 SAMPLE = 1500  # particles: the factor is then known to 5 %
-STEPS = 4  # Gauss-Newton steps in each band, from zero
 INSIDE = 0.6827  # of a normal distribution within one standard deviation
 LARGEST = 100.0
 
@@ -47,12 +45,8 @@ def calibrated(whole: Trainer, model: FlexModel) -> tuple[FlexModel, float]:
     indices = group.checked(group.batches(np.sort(sample), whole.micro_batch), whole.events)
     for batch in stack.batches(indices, band):
         for row, seen in enumerate((half, ~half)):
-            part = Batch(batch.index, batch.data * seen, batch.transfer * seen, batch.projections, batch.origins_px)
-            z, covariance = torch.zeros(len(batch), dims, device=whole.device), torch.zeros(0)
-            for level in levels:
-                below = part.below(level.model.band)
-                for _ in range(STEPS):
-                    z, covariance, _ = gauss_newton(level.model, level.values, flow, below, whole.vertices, z)
+            zero = torch.zeros(len(batch), dims, device=whole.device)
+            z, covariance = inferred(levels, flow, batch.only(seen), whole.vertices, zero)
             found[batch.index, row] = torch.cat([z[..., None], covariance], dim=2).double().cpu()
     flow.cpu()
     group.complete_(found, group.own(np.arange(len(stack))))

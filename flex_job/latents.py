@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from flex_job.flow import Flow
 from flex_job.imaging import ImageModel
+from flex_job.levels import Level
 from flex_job.particles import Batch
 
-__all__ = ["coordinate_descent", "gauss_newton", "normal_equations", "posterior_covariance"]
+__all__ = ["coordinate_descent", "gauss_newton", "inferred", "normal_equations", "posterior_covariance"]
 
 MAX_STEP = 1.0  # longest Gauss-Newton step, in standard deviations of the prior
+STEPS = 4  # Gauss-Newton steps in each band, where latents start from zero
 
 
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -56,6 +60,19 @@ def gauss_newton(
     step = (covariance @ (gradient - z)[..., None])[..., 0]
     step *= (MAX_STEP / step.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
     return z + step, covariance, loss
+
+
+def inferred(
+    levels: Sequence[Level], flow: Flow, batch: Batch, vertices_A: torch.Tensor, z: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (b, K) and posterior covariance (b, K, K) with flow and maps frozen: Gauss-Newton steps from `z`, which
+    may be zero, in one band after the other, from coarse to fine."""
+    covariance = torch.zeros(0)
+    for level in levels:
+        part = batch.below(level.model.band)
+        for _ in range(STEPS):
+            z, covariance, _ = gauss_newton(level.model, level.values, flow, part, vertices_A, z)
+    return z, covariance
 
 
 def coordinate_descent(

@@ -42,6 +42,10 @@ class Batch:
         m = len(band)
         return Batch(self.index, self.data[:, :m], self.transfer[:, :m], self.projections, self.origins_px)
 
+    def only(self, seen: torch.Tensor) -> Batch:
+        """The same particles with the coefficients that are not `seen` (m,) taken out of data and model."""
+        return replace(self, data=self.data * seen, transfer=self.transfer * seen)
+
     def take(self, keep: NDArray[np.bool_]) -> Batch:
         """Those of the particles that `keep` (b,) says."""
         if keep.all():

@@ -14,7 +14,7 @@ from flex_job.files import written_aside
 from flex_job.input_files import opened_input
 from flex_job.problems import one_line
 
-__all__ = ["TetMesh", "cell_gradients", "cell_quality", "cell_volumes"]
+__all__ = ["TetMesh", "cell_gradients", "cell_quality", "cell_volumes", "vertex_weights"]
 
 SCHEMA = 1
 ENTRIES = {
@@ -108,6 +108,17 @@ def cell_volumes(vertices_A: NDArray[np.floating], cells: NDArray[np.integer]) -
     """Signed volumes (T,) in cubic angstrom; positive for a positively oriented cell."""
     edges = _edges(vertices_A, cells)
     return np.einsum("ij,ij->i", edges[:, 0], np.cross(edges[:, 1], edges[:, 2])) / 6
+
+
+def vertex_weights(mesh: TetMesh) -> NDArray[np.float64]:
+    """(V,) the part of the molecule's density around each vertex, as the cells' rigidity tells it; their sum is one.
+
+    Rigid segments have a rigidity far above one, which says nothing of their density: it counts as one.
+    """
+    weight = np.zeros(len(mesh.vertices_A))
+    density = cell_volumes(mesh.vertices_A, mesh.cells) * np.minimum(mesh.rigidity, 1.0)
+    np.add.at(weight, mesh.cells, density[:, None])
+    return weight / weight.sum()
 
 
 def cell_quality(vertices_A: NDArray[np.floating], cells: NDArray[np.integer]) -> NDArray[np.float64]:

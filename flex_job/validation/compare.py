@@ -25,12 +25,12 @@ class Comparison:
 def compare(trainer: Trainer, model: FlexModel, rigid: Side | None = None) -> Comparison:
     """`trainer` is one for the particles that `model` was trained on, with the same seed and parameters. `rigid` is
     that side where an earlier comparison on the same particles has made it. Together."""
-    device, flow = trainer.device, model.flow.to(trainer.device)
+    flow = model.flow.to(trainer.device)
     if rigid is None:
         images = trainer.levels.model(trainer.parameters.band_end)
         still = solved_map(trainer, moved_vertices(images, trainer.vertices))
         rigid = make_side(trainer, still, None, model.latents)
     flex = make_side(trainer, model.map, flow, model.latents)
     gain = held_out_gain(trainer, flex, rigid)
-    model.flow.to("cpu" if device.type != "cpu" else device)
+    flow.cpu()
     return Comparison(flex, rigid, gain)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flex_job.particles import Batch
+from flex_job.latents import inferred
 from flex_job.train import Trainer
 from flex_job.validation.sides import Side, batch_size
 
@@ -40,9 +40,9 @@ def held_out_gain(trainer: Trainer, flex: Side, rigid: Side) -> Gain:
     gains = torch.zeros(len(stack), 2, dtype=torch.float64)
     for batch in stack.batches(group.checked(group.batches(index, batch_size(trainer)), trainer.events), band):
         for seen in (half, ~half):
-            part = Batch(batch.index, batch.data * seen, batch.transfer * seen, batch.projections, batch.origins_px)
+            part = batch.only(seen)
             z, pose = (
-                side.infer(part, rest, torch.zeros(len(batch), side.flow.latent_dims, device=rest.device), side.levels)
+                inferred(side.levels, side.flow, part, rest, rest.new_zeros(len(batch), side.flow.latent_dims))[0]
                 for side in (flex, rigid)
             )
             own = flex.flow.own

@@ -18,7 +18,7 @@ from flex_job.latents import normal_equations
 from flex_job.levels import Level
 from flex_job.linear_start import expectation_maximisation
 from flex_job.mesh import TetMesh
-from flex_job.mesh.tetmesh import cell_volumes
+from flex_job.mesh.tetmesh import vertex_weights
 from flex_job.particles import Batch, ParticleStack
 
 __all__ = ["PosedFlow", "pose_fields", "rigid_motions"]
@@ -29,9 +29,7 @@ ITERATIONS = 150
 def rigid_motions(mesh: TetMesh) -> NDArray[np.float32]:
     """Displacement fields (6, V, 3) of three shifts and three infinitesimal turns about the molecule's centre, each of
     1 A rms over its density."""
-    weight = np.zeros(len(mesh.vertices_A))
-    np.add.at(weight, mesh.cells, (cell_volumes(mesh.vertices_A, mesh.cells) * mesh.rigidity)[:, None] / 4)
-    weight /= weight.sum()
+    weight = vertex_weights(mesh)
     arm = mesh.vertices_A - weight @ mesh.vertices_A
     fields = [np.broadcast_to(axis, arm.shape) for axis in np.eye(3)] + [np.cross(axis, arm) for axis in np.eye(3)]
     sizes = [np.sqrt(weight @ (field**2).sum(axis=1)) for field in fields]

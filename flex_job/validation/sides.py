@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flex_job.canonical_map import canonical_map
 from flex_job.flow import FlowGenerator
-from flex_job.latents import gauss_newton
+from flex_job.latents import inferred
 from flex_job.levels import Level
 from flex_job.particles import Batch
 from flex_job.solver import moved_vertices
@@ -21,7 +21,6 @@ from flex_job.volume import Volume
 
 __all__ = ["Side", "batch_size", "make_side", "solved_map"]
 
-STEPS = 4  # Gauss-Newton steps in each band
 SAMPLE = 4000  # particles that the sizes of pose errors are found from
 MOST = 20_000  # particles that the maps are solved from: both have the same, and need not be the best there are
 
@@ -33,13 +32,6 @@ class Side:
     flow: PosedFlow
     map: Volume
     levels: Sequence[Level]
-
-    def infer(self, batch: Batch, vertices: torch.Tensor, z: torch.Tensor, levels: Sequence[Level]) -> torch.Tensor:
-        """Latents and pose errors (b, K + 6) of a minibatch, from `z`, in one band after the other."""
-        for level in levels:
-            for _ in range(STEPS):
-                z, _, _ = gauss_newton(level.model, level.values, self.flow, batch.below(level.model.band), vertices, z)
-        return z
 
     def loss(self, batch: Batch, vertices: torch.Tensor, z: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood (b,) of the coefficients that are `measured` (m,), in the finest band."""
@@ -93,7 +85,7 @@ def make_side(trainer: Trainer, density: Volume, flow: FlowGenerator | None, lat
     side = Side(PosedFlow(flow, pose_fields(stack, sample, trainer.mesh, coarse, size, group, displaced)), density, [])
     for batch in stack.batches(group.checked(group.batches(index, size), trainer.events), coarse.model.band):
         z = torch.from_numpy(start[batch.index]).to(rest.device)
-        start[batch.index] = side.infer(batch, rest, z, [coarse]).cpu().numpy()
+        start[batch.index] = inferred([coarse], side.flow, batch, rest, z)[0].cpu().numpy()
     group.complete_(torch.from_numpy(start), group.own(np.arange(len(stack))))
     images = trainer.levels.model(bands[1])
     density = solved_map(trainer, moved_vertices(images, rest, side.flow, start))

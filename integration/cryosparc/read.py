@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from flex_job.consensus import Consensus, extent_problems
+from flex_job.consensus import Consensus, extent_problems, random_halves
+from flex_job.consensus_volumes import NO_MAP, read_volumes
 from flex_job.images import ImageReader
 from flex_job.problems import InputProblems
 from integration.cryosparc.dataset import find_passthroughs, join, read_cs
 from integration.cryosparc.fields import Fields
 from integration.cryosparc.optics import read_optics
 from integration.cryosparc.project import find_root, image_stacks
-from integration.cryosparc.volumes import NO_MAP, find_volumes, read_volumes
+from integration.cryosparc.volumes import find_volumes
 
 __all__ = ["latent_fields", "read_consensus"]
 
@@ -136,7 +137,7 @@ def _halves(fields: Fields, half_sets: str, seed: int) -> NDArray[np.int8]:
     """1 or 2 per particle. A random split is balanced and depends on the seed alone."""
     count = len(fields)
     if half_sets == "random":
-        return (np.random.default_rng(seed).permutation(count) % 2 + 1).astype(np.int8)
+        return random_halves(count, seed)
     if half_sets != "consensus":
         raise ValueError(f"half_sets is {half_sets!r}; expected 'consensus' or 'random'")
     split = fields.indices("alignments3D/split")

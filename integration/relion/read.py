@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from flex_job.consensus import PIXEL_SIZES_A, Consensus, extent_problems
+from flex_job.consensus import Consensus, extent_problems, random_halves
+from flex_job.consensus_volumes import NO_MAP, VolumeFiles, read_volumes
 from flex_job.images import ImageReader, read_header
-from flex_job.mask import check_mask
 from flex_job.problems import InputProblems
-from flex_job.volume import Volume, read_volume
 from integration.relion.columns import Columns
 from integration.relion.optics import read_optics
 from integration.relion.project import (
@@ -31,8 +30,6 @@ from integration.relion.rows import particle_loop
 from integration.relion.star import find_optics, find_particles, read_star
 
 __all__ = ["read_consensus"]
-
-NO_MAP = Volume(np.zeros((2, 2, 2), dtype=np.float32), 1.0)
 
 
 def read_consensus(
@@ -85,8 +82,8 @@ def read_consensus(
     stacks = tuple((root or Path()) / name for name in names.stacks)
     groups, optics_index = read_optics(columns, lambda: _stack_boxes(names, stacks), optimiser.phase_flipped)
     defocus_u = columns.value("rlnDefocusU")
-    map_file, half_files, mask_file = _find_volumes(star, root, map_path, mask_path, optimiser, problems)
-    consensus_map, half_maps, mask = _read_volumes(map_file, half_files, mask_file, problems)
+    files = _find_volumes(star, root, map_path, mask_path, optimiser, problems)
+    consensus_map, half_maps, mask = read_volumes(files, problems)
     consensus = Consensus(
         rotations=_rotations(columns),
         origins_A=_origins(columns, np.array([group.pixel_size_A for group in groups])[optics_index]),
@@ -106,9 +103,7 @@ def read_consensus(
         half_maps=half_maps,
         mask=mask,
         latents=_latents(columns, latent_columns),
-        source_files=tuple(
-            path for path in (star, optimiser.path, map_file, *half_files, mask_file) if path is not None
-        ),
+        source_files=tuple(path for path in (star, optimiser.path, *files.all()) if path is not None),
     )
     problems += _layout_problems(star, len(particles))
     if consensus_map is not NO_MAP:
@@ -163,7 +158,7 @@ def _halves(columns: Columns, half_sets: str, seed: int) -> NDArray[np.int8]:
     """1 or 2 per particle. A random split is balanced and depends on the seed alone."""
     count = len(columns)
     if half_sets == "random":
-        return (np.random.default_rng(seed).permutation(count) % 2 + 1).astype(np.int8)
+        return random_halves(count, seed)
     if half_sets != "consensus":
         raise ValueError(f"half_sets is {half_sets!r}; expected 'consensus' or 'random'")
     advice = (
@@ -215,8 +210,8 @@ def _find_volumes(
     mask_path: str | Path | None,
     optimiser: Optimiser,
     problems: list[str],
-) -> tuple[Path | None, tuple[Path, ...], Path | None]:
-    """Files of the map, its two halves (or none) and the mask."""
+) -> VolumeFiles:
+    """Those given, else those beside the particles and the mask that the optimiser names."""
     map_file = Path(map_path) if map_path else find_map(star)
     if map_file is None:
         problems.append(f"no consensus map beside {star} (such as run_class001.mrc); give one with --in_3dref")
@@ -234,43 +229,4 @@ def _find_volumes(
                 "give one with --in_mask"
             )
             mask_file = None
-    return map_file, find_half_maps(map_file, star, problems) or (), mask_file
-
-
-def _read_volumes(
-    map_file: Path | None, half_files: Sequence[Path], mask_file: Path | None, problems: list[str]
-) -> tuple[Volume, tuple[Volume, Volume] | None, Volume | None]:
-    """Read and check; a map that cannot be had is stood in for by a dummy, its problem noted."""
-    consensus_map = _volume(map_file, problems)
-    if consensus_map is not None and not consensus_map.data.any():
-        problems.append(f"{map_file}: the map is zero everywhere; expected the refined map")
-    halves = [volume for volume in (_volume(path, problems) for path in half_files) if volume is not None]
-    mask = _volume(mask_file, problems)
-    if consensus_map is not None:
-        for path, half in zip(half_files, halves, strict=False):
-            if half.box != consensus_map.box or abs(half.pixel_size_A / consensus_map.pixel_size_A - 1) > 1e-3:
-                problems.append(
-                    f"{path}: half-map of {half.box} px of {half.pixel_size_A:g} A; expected {consensus_map.box} px of "
-                    f"{consensus_map.pixel_size_A:g} A as {map_file}"
-                )
-        if mask is not None:
-            problems += [f"{mask_file}: {text}" for text in check_mask(mask, consensus_map)]
-    return consensus_map or NO_MAP, (halves[0], halves[1]) if len(halves) == 2 else None, mask
-
-
-def _volume(path: Path | None, problems: list[str]) -> Volume | None:
-    if path is None:
-        return None
-    try:
-        volume = read_volume(path)
-    except ValueError as error:
-        problems.append(str(error))
-        return None
-    low, high = PIXEL_SIZES_A
-    if not low <= volume.pixel_size_A <= high:
-        problems.append(
-            f"{path}: pixel size {volume.pixel_size_A:g} A in the MRC header; expected a positive number, {low:g} to "
-            f"{high:g}; set it (relion_image_handler --angpix)"
-        )
-        return None
-    return volume
+    return VolumeFiles(map_file, find_half_maps(map_file, star, problems) or (), mask_file)
