@@ -91,7 +91,7 @@ def write_run_report(
         parameters=asdict(parameters),
         versions=versions(),
         motion_mean_A=motion.mean_A,
-        independent_halves=parameters.train.independent_halves,
+        independent_halves=between_A is not None,
         verdict=[*_verdict(manifest), *_uncertainty(manifest, uncertainty, between_A is not None)],
         notes=notes,
     )

@@ -3,68 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from engine.prepared import Prepared, one_moving_arm
 
-from flex_job.events import Events
 from flex_job.independent import Agreement, agreement, half_stack, with_latents_of_all
-from flex_job.mesh import TetMesh, build_mesh
 from flex_job.model import FlexModel
-from flex_job.particles import ParticleStack
-from flex_job.prep import prepare, restore
-from flex_job.train import Trainer, train
+from flex_job.train import train
 from flex_job.validation import simulate_rigid
-from flex_job.volume import Volume
-from integration.relion.read import read_consensus
-from integration.relion.simulate import simulate_project
-from job_specs.parameters import MeshParameters, PrepParameters, TrainParameters
+from job_specs.parameters import TrainParameters
 
 QUICK = TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16)
-
-
-class Prepared(NamedTuple):
-    stack: ParticleStack
-    mesh: TetMesh
-    map: Volume
-    mask: Volume
-    folder: Path
-
-    def trainer(self, stack: ParticleStack | None = None) -> Trainer:
-        return Trainer(stack or self.stack, self.mesh, self.map, self.mask, QUICK, Events())
-
-    def models(self) -> list[FlexModel]:
-        whole = self.trainer()
-        found = []
-        for half in (1, 2):
-            model = train(self.trainer(half_stack(self.stack, half, 0)))
-            found.append(with_latents_of_all(whole, model, np.flatnonzero(self.stack.halves == half)))
-        return found
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """1,200 particles of 32 px with one moving arm."""
-    folder = tmp_path_factory.mktemp("independent")
-    simulate_project(folder, motion="one_hinge", particles=1200, box=32, pixel_size_A=8.0, snr=0.2, seed=3)
-    consensus = read_consensus(
-        folder / "Refine3D/job001/run_data.star", mask_path=folder / "MaskCreate/job002/mask.mrc"
-    )
-    assert consensus.mask is not None
-    cache, record = folder / "prep.f16", folder / "prep.npz"
-    prepare(consensus, consensus.mask, 32, PrepParameters(), cache, record, Events())
-    stack, calibration = restore(consensus, 32, cache, record)
-    mesh = build_mesh(consensus.map, consensus.mask, MeshParameters(tetra_cells=12))
-    density = Volume(consensus.map.data * np.float32(calibration.gain), consensus.map.pixel_size_A)
-    return Prepared(stack, mesh, density, consensus.mask, folder)
+    return one_moving_arm(tmp_path_factory.mktemp("independent"), 1200, 0.2)
+
+
+def models_of(data: Prepared) -> list[FlexModel]:
+    whole = data.trainer(QUICK)
+    found = []
+    for half in (1, 2):
+        model = train(data.trainer(QUICK, half_stack(data.stack, half, 0)))
+        found.append(with_latents_of_all(whole, model, np.flatnonzero(data.stack.halves == half)))
+    return found
 
 
 @pytest.fixture(scope="module")
 def models(prepared: Prepared) -> list[FlexModel]:
-    return prepared.models()
+    return models_of(prepared)
 
 
 def test_a_selection_holds_the_same_images(prepared: Prepared) -> None:
@@ -91,12 +62,12 @@ def test_the_models_agree_on_a_motion(models: list[FlexModel]) -> None:
 
 
 def test_they_do_not_agree_where_there_is_none(prepared: Prepared, models: list[FlexModel]) -> None:
-    trainer = prepared.trainer()
+    trainer = prepared.trainer(QUICK)
     level = trainer.levels.level(prepared.map, QUICK.band_end)
     nothing = torch.zeros(6, *trainer.vertices.shape)
     path = prepared.folder / "rigid.f16"
     stack = simulate_rigid(prepared.stack, level, trainer.vertices, nothing, path, seed=0, batch_size=200)
-    still: Agreement = agreement(*prepared._replace(stack=stack).models())
+    still: Agreement = agreement(*models_of(prepared._replace(stack=stack)))
     assert still.mean_motion_A < 0.3 * agreement(*models).mean_motion_A
     assert still.correlation < 0.6
 
@@ -109,7 +80,7 @@ def test_one_half_set_does_not_touch_the_other_s_model(prepared: Prepared, model
     images[second] = np.random.default_rng(0).normal(size=(second.sum(), images.shape[1]))
     path = prepared.folder / "spoiled.f16"
     images.tofile(path)
-    model = train(prepared.trainer(half_stack(replace(stack, path=path), 1, 0)))
+    model = train(prepared.trainer(QUICK, half_stack(replace(stack, path=path), 1, 0)))
     for ours, theirs in zip(model.flow.parameters(), models[0].flow.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     np.testing.assert_array_equal(model.latents, models[0].latents[~second])

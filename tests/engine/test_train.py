@@ -4,64 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from engine.prepared import Prepared, one_moving_arm
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from flex_job import checkpoint
 from flex_job.checkpoint import Checkpoint
-from flex_job.events import Events, StopRequested
-from flex_job.mesh import TetMesh, build_mesh
+from flex_job.events import StopRequested
 from flex_job.model import FlexModel
 from flex_job.operator import MASK_LEVEL, voxel_domain
 from flex_job.operator.convect import convect
-from flex_job.particles import ParticleStack
-from flex_job.prep import prepare, restore
 from flex_job.train import Trainer, train
-from flex_job.volume import Volume
-from integration.relion.read import read_consensus
-from integration.relion.simulate import simulate_project
-from job_specs.parameters import MeshParameters, PrepParameters, TrainParameters
+from job_specs.parameters import TrainParameters
 
 QUICK = TrainParameters(
     latent_dims=1, epochs=3, fixed_latent_epochs=1, map_every=0, batch=100, flow_units=16, held_out=0
 )
 
 
-class Prepared(NamedTuple):
-    stack: ParticleStack
-    mesh: TetMesh
-    map: Volume
-    mask: Volume
-    truth: NDArray[np.float64]
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """600 particles of 32 px with one moving arm, ready for training."""
-    folder = tmp_path_factory.mktemp("train")
-    simulate_project(folder, motion="one_hinge", particles=600, box=32, pixel_size_A=8.0, snr=0.2, seed=3)
-    consensus = read_consensus(
-        folder / "Refine3D/job001/run_data.star", mask_path=folder / "MaskCreate/job002/mask.mrc"
-    )
-    assert consensus.mask is not None
-    cache, record = folder / "prep.f16", folder / "prep.npz"
-    prepare(consensus, consensus.mask, 32, PrepParameters(), cache, record, Events())
-    stack, calibration = restore(consensus, 32, cache, record)
-    mesh = build_mesh(consensus.map, consensus.mask, MeshParameters(tetra_cells=12))
-    density = Volume(consensus.map.data * np.float32(calibration.gain), consensus.map.pixel_size_A)
-    truth = np.load(folder / "truth/truth.npz")["latents"][:, 0]
-    return Prepared(stack, mesh, density, consensus.mask, truth)
-
-
-def trainer_of(prepared: Prepared, parameters: TrainParameters, **more: object) -> Trainer:
-    return Trainer(  # type: ignore[misc]
-        prepared.stack, prepared.mesh, prepared.map, prepared.mask, parameters, Events(), **more
-    )
+    return one_moving_arm(tmp_path_factory.mktemp("train"), 600, 0.2)
 
 
 def rank(latents: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
@@ -79,7 +47,7 @@ def rank(latents: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
     ids=["gauss_newton", "coordinate_descent", "nesterov", "map"],
 )
 def test_finds_the_motion_by_every_method(prepared: Prepared, changes: dict[str, object]) -> None:
-    model = train(trainer_of(prepared, replace(QUICK, **changes)))
+    model = train(prepared.trainer(replace(QUICK, **changes)))
     assert rank(model.latents, prepared.truth) > 0.85
     assert model.history.shape == (3, len(model.history_names)) and np.isfinite(model.history).all()
     assert np.all(np.diff(model.history[:, 0]) <= 0)  # the band limit rises: finer from epoch to epoch
@@ -88,7 +56,7 @@ def test_finds_the_motion_by_every_method(prepared: Prepared, changes: dict[str,
 
 def test_starting_latents_are_used_and_kept_while_fixed(prepared: Prepared) -> None:
     given = 3.0 * prepared.truth[:, None] + 7
-    trainer = trainer_of(prepared, QUICK)
+    trainer = prepared.trainer(QUICK)
     trainer.start_latents(given)
     before = trainer.latents.copy()
     np.testing.assert_allclose([before.mean(), before.std()], [0, 1], atol=1e-5)
@@ -100,7 +68,7 @@ def test_starting_latents_are_used_and_kept_while_fixed(prepared: Prepared) -> N
 
 @pytest.mark.parametrize("start, spread", [("zero", 0.0), ("random", 0.5)])
 def test_other_starts(prepared: Prepared, start: str, spread: float) -> None:
-    trainer = trainer_of(prepared, replace(QUICK, latent_start=start))
+    trainer = prepared.trainer(replace(QUICK, latent_start=start))
     trainer.start_latents(None)
     assert abs(trainer.latents.std() - spread) < 0.05
     trainer.run_epoch()
@@ -110,14 +78,14 @@ def test_other_starts(prepared: Prepared, start: str, spread: float) -> None:
 def test_nothing_moves_in_the_zero_motion_mask(prepared: Prepared) -> None:
     held = (prepared.mesh.vertices_A[:, 2] > 0).astype(np.float32)
     mesh = replace(prepared.mesh, motion=1 - held)
-    model = train(trainer_of(prepared._replace(mesh=mesh), QUICK))
+    model = train(prepared._replace(mesh=mesh).trainer(QUICK))
     u = model.displacement(model.latents[:50])
     assert np.abs(u[:, held > 0]).max() == 0
     assert np.abs(u[:, held == 0]).max() > 0
 
 
 def test_standardised_latents_move_nothing(prepared: Prepared) -> None:
-    trainer = trainer_of(prepared, replace(QUICK, latent_dims=2))
+    trainer = prepared.trainer(replace(QUICK, latent_dims=2))
     trainer.start_latents(None)
     trainer.latents = (trainer.latents @ np.array([[2.0, 0.5], [0.0, 0.3]], np.float32)).astype(np.float32)
     with_torch = trainer.flow(torch_of(trainer.latents[:20])).detach().numpy()
@@ -133,7 +101,7 @@ def test_standardised_latents_move_nothing(prepared: Prepared) -> None:
 @pytest.mark.parametrize("map_every", [0, 1])
 def test_the_canonical_frame_is_the_mean_of_the_particles(prepared: Prepared, map_every: int) -> None:
     """The mean displacement of every vertex is zero, and the map still explains the images in that frame."""
-    trainer = trainer_of(prepared, replace(QUICK, map_every=map_every, flow_learning_rate=5e-3))
+    trainer = prepared.trainer(replace(QUICK, map_every=map_every, flow_learning_rate=5e-3))
     kept: dict[str, NDArray[np.float32]] = {}
     rest_at_mean = trainer.rest_at_mean
 
@@ -159,7 +127,7 @@ def test_the_canonical_frame_is_the_mean_of_the_particles(prepared: Prepared, ma
 
 def stopped_at(prepared: Prepared, parameters: TrainParameters, kept: Checkpoint, polls: int) -> Trainer:
     """A training that is asked to stop when it looks for the so-manieth time."""
-    trainer = trainer_of(prepared, parameters, checkpoint=kept)
+    trainer = prepared.trainer(parameters, checkpoint=kept)
     looked = iter([False] * polls + [True])
     trainer.events.should_stop = lambda: next(looked)
     with pytest.raises(StopRequested):
@@ -197,19 +165,19 @@ def test_stopped_anywhere_it_ends_as_an_unbroken_one(
         "last": first.epoch == 2 and not first.map_due,
     }
     assert found[where], (first.epoch, first.minibatch, first.map_due)
-    assert_equal(train(trainer_of(prepared, EVERY_STEP, checkpoint=kept)), unbroken)
+    assert_equal(train(prepared.trainer(EVERY_STEP, checkpoint=kept)), unbroken)
 
 
 @pytest.fixture(scope="module")
 def unbroken(prepared: Prepared) -> FlexModel:
-    return train(trainer_of(prepared, EVERY_STEP))
+    return train(prepared.trainer(EVERY_STEP))
 
 
 def test_stopped_at_every_look_it_still_gets_there(prepared: Prepared, unbroken: FlexModel, tmp_path: Path) -> None:
     """Each start gets a little further, through the sums of the linear start first (ten looks)."""
     kept = Checkpoint(tmp_path / "checkpoint_train.pt", "train")
     for _starts in range(200):
-        trainer = trainer_of(prepared, EVERY_STEP, checkpoint=kept)
+        trainer = prepared.trainer(EVERY_STEP, checkpoint=kept)
         looked = iter([False] * 12 + [True] * 9)
         trainer.events.should_stop = lambda looked=looked: next(looked)  # type: ignore[misc]
         try:
@@ -226,7 +194,7 @@ def test_it_saves_when_it_is_time(prepared: Prepared, tmp_path: Path, monkeypatc
     monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", -1.0)
     monkeypatch.setattr(checkpoint, "ASK_EVERY", 1)
     kept = Checkpoint(tmp_path / "checkpoint_train.pt", "train")
-    trainer = trainer_of(prepared, EVERY_STEP, checkpoint=kept)
+    trainer = prepared.trainer(EVERY_STEP, checkpoint=kept)
     trainer.start_latents(None)
     monkeypatch.setattr(Trainer, "save", lambda self: saved.append(self.minibatch))
     trainer.run_epoch()
@@ -235,7 +203,7 @@ def test_it_saves_when_it_is_time(prepared: Prepared, tmp_path: Path, monkeypatc
 
 def test_a_checkpoint_of_another_training_is_not_used(prepared: Prepared, tmp_path: Path) -> None:
     stopped_at(prepared, EVERY_STEP, Checkpoint(tmp_path / "checkpoint_train.pt", "train"), 20)
-    assert not trainer_of(prepared, EVERY_STEP, checkpoint=Checkpoint(tmp_path / "checkpoint_train.pt", "x")).resume()
+    assert not prepared.trainer(EVERY_STEP, checkpoint=Checkpoint(tmp_path / "checkpoint_train.pt", "x")).resume()
 
 
 def torch_of(values: NDArray[np.float32]):  # type: ignore[no-untyped-def]

@@ -3,73 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from engine.prepared import Prepared, one_moving_arm
 
-from flex_job.events import Events
 from flex_job.gauge import standardised
 from flex_job.held_out import held_out
-from flex_job.levels import Level
-from flex_job.mesh import TetMesh, build_mesh
-from flex_job.particles import ParticleStack
-from flex_job.prep import prepare, restore
-from flex_job.train import Trainer, train
+from flex_job.train import train
 from flex_job.validation import Estimate, Verdict, compare, estimate, judge, simulate_rigid
 from flex_job.validation.poses import pose_fields, rigid_motions
-from flex_job.volume import Volume
-from integration.relion.read import read_consensus
-from integration.relion.simulate import simulate_project
-from job_specs.parameters import MeshParameters, PrepParameters, TrainParameters
+from job_specs.parameters import TrainParameters
 
 QUICK = TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16)
-
-
-class Prepared(NamedTuple):
-    stack: ParticleStack
-    mesh: TetMesh
-    map: Volume
-    mask: Volume
-    folder: Path
-
-    def trainer(self, **changes: object) -> Trainer:
-        return Trainer(self.stack, self.mesh, self.map, self.mask, replace(QUICK, **changes), Events())
-
-    def without_motion(self, wobble_A: float, seed: int = 0) -> Prepared:
-        """Rigid particles, turned and shifted by as much in each of the six ways as their poses do not tell."""
-        trainer = self.trainer()
-        fields = wobble_A * torch.from_numpy(rigid_motions(self.mesh))
-        level = trainer.levels.level(self.map, QUICK.band_end)
-        path = self.folder / f"rigid_{wobble_A:g}_{seed}.f16"
-        stack = simulate_rigid(self.stack, level, trainer.vertices, fields, path, seed=seed, batch_size=200)
-        return self._replace(stack=stack)
-
-    def coarse(self) -> Level:
-        return self.trainer().levels.level(self.map, QUICK.band_start)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """1,000 particles of 32 px with one moving arm."""
-    folder = tmp_path_factory.mktemp("validation")
-    simulate_project(folder, motion="one_hinge", particles=1000, box=32, pixel_size_A=8.0, snr=0.1, seed=3)
-    consensus = read_consensus(
-        folder / "Refine3D/job001/run_data.star", mask_path=folder / "MaskCreate/job002/mask.mrc"
-    )
-    assert consensus.mask is not None
-    cache, record = folder / "prep.f16", folder / "prep.npz"
-    prepare(consensus, consensus.mask, 32, PrepParameters(), cache, record, Events())
-    stack, calibration = restore(consensus, 32, cache, record)
-    mesh = build_mesh(consensus.map, consensus.mask, MeshParameters(tetra_cells=12))
-    density = Volume(consensus.map.data * np.float32(calibration.gain), consensus.map.pixel_size_A)
-    return Prepared(stack, mesh, density, consensus.mask, folder)
+    return one_moving_arm(tmp_path_factory.mktemp("validation"), 1000, 0.1)
+
+
+def without_motion(data: Prepared, wobble_A: float, seed: int = 0) -> Prepared:
+    """Rigid particles, turned and shifted by as much in each of the six ways as their poses do not tell."""
+    trainer = data.trainer(QUICK)
+    fields = wobble_A * torch.from_numpy(rigid_motions(data.mesh))
+    level = trainer.levels.level(data.map, QUICK.band_end)
+    path = data.folder / f"rigid_{wobble_A:g}_{seed}.f16"
+    stack = simulate_rigid(data.stack, level, trainer.vertices, fields, path, seed=seed, batch_size=200)
+    return data._replace(stack=stack)
 
 
 def verdict_on(data: Prepared) -> Verdict:
-    trainer = data.trainer()
+    trainer = data.trainer(QUICK)
     gain = compare(trainer, train(trainer)).gain
     return judge(estimate(gain.flex), estimate(gain.shuffled))
 
@@ -83,17 +50,17 @@ def test_a_motion_is_supported_and_shuffled_latents_are_not(prepared: Prepared) 
 
 @pytest.mark.parametrize("wobble_A", [0.0, 4.0], ids=["exact poses", "pose errors"])
 def test_particles_without_motion_support_none(prepared: Prepared, wobble_A: float) -> None:
-    assert verdict_on(prepared.without_motion(wobble_A)).verdict == "not supported"
+    assert verdict_on(without_motion(prepared, wobble_A)).verdict == "not supported"
 
 
 def test_a_training_does_not_see_what_it_keeps_aside(prepared: Prepared) -> None:
     """Flow and map are the same, to the last bit, when those particles hold nothing but noise."""
-    trainer = prepared.trainer()
+    trainer = prepared.trainer(QUICK)
     path = prepared.folder / "spoiled.f16"
     spoiled = np.fromfile(prepared.stack.path, np.float16).reshape(len(prepared.stack), -1)
     spoiled[trainer.kept_aside] = np.random.default_rng(0).normal(size=(trainer.kept_aside.sum(), spoiled.shape[1]))
     spoiled.tofile(path)
-    other = prepared._replace(stack=replace(prepared.stack, path=path)).trainer()
+    other = prepared._replace(stack=replace(prepared.stack, path=path)).trainer(QUICK)
     first, second = train(trainer), train(other)
     for one, two in zip(first.flow.parameters(), second.flow.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -114,19 +81,21 @@ def test_how_many_are_kept_aside(n: int, fraction: float, count: int) -> None:
 
 def test_pose_errors_are_found_in_their_size(prepared: Prepared) -> None:
     def sizes(data: Prepared) -> np.ndarray:
-        trainer = data.trainer()
+        trainer = data.trainer(QUICK)
         index = np.arange(len(data.stack))
-        fields = pose_fields(data.stack, index, data.mesh, data.coarse(), 200, trainer.group).numpy()
+        fields = pose_fields(
+            data.stack, index, data.mesh, trainer.levels.level(data.map, QUICK.band_start), 200, trainer.group
+        ).numpy()
         motions = rigid_motions(data.mesh).reshape(6, -1)
         amplitudes = fields.reshape(6, -1) @ np.linalg.pinv(motions)  # of each motion in each field
         return np.sqrt((amplitudes**2).sum(axis=0))
 
-    np.testing.assert_allclose(sizes(prepared.without_motion(6.0)), 6.0, rtol=0.25)
-    assert sizes(prepared.without_motion(0.0)).max() < 2.5
+    np.testing.assert_allclose(sizes(without_motion(prepared, 6.0)), 6.0, rtol=0.25)
+    assert sizes(without_motion(prepared, 0.0)).max() < 2.5
 
 
 def test_rigid_motions_strain_nothing_and_are_one_angstrom(prepared: Prepared) -> None:
-    trainer = prepared.trainer()
+    trainer = prepared.trainer(QUICK)
     motions = torch.from_numpy(rigid_motions(prepared.mesh))
     bent = motions.clone()
     bent[:, :, 0] *= 1 + 0.1 * torch.rand(motions.shape[1], generator=torch.Generator().manual_seed(0))
