@@ -37,24 +37,20 @@ def canonical_map(
 ) -> Volume:
     """The map at the stack's box that explains the particles best in the model's band, with vertices at `positions`.
 
-    Each half-set is solved for on its own, from zero; their mean is filtered by its signal-to-noise ratio as the
-    halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow to
-    move towards that noise, and both final half-maps would then agree on it. Each half has its part of `checkpoint`.
-    Particles at which `left_out` (n,) is true have no part in it.
+    Each half-set is solved for on its own, from zero; the mean of the two maps is filtered by its signal-to-noise ratio
+    as the halves' FSC tells it, 2 FSC / (1 + FSC). A map that holds the images' own noise would teach latents and flow
+    to move towards that noise, and both final half-maps would then agree on it. Particles at which `left_out` (n,) is
+    true have no part in it.
     """
-
-    def solve_half(half: int, group: Group) -> NDArray[np.float32]:
-        used = stack.halves == half
-        index = np.flatnonzero(used if left_out is None else used & ~left_out)
-        problem = LeastSquares(stack, index, model, positions, batch_size=batch_size, events=events, group=group)
-        of_half = checkpoint and checkpoint.part(f"half{half}")
-        state = load_solver_state(of_half, problem.voxels, group) if of_half else None
-        state = solve(problem, max_iterations=ITERATIONS, tolerance=1e-3, state=state, checkpoint=of_half)
-        return state.values.cpu().numpy()
-
+    used = np.ones(len(stack), bool) if left_out is None else ~left_out
+    sets = [np.flatnonzero((stack.halves == half) & used) for half in (1, 2)]
+    problem = LeastSquares(stack, sets, model, [positions] * 2, batch_size=batch_size, events=events, group=group)
+    state = load_solver_state(checkpoint, problem.voxels, group) if checkpoint else None
+    state = solve(problem, max_iterations=ITERATIONS, state=state, checkpoint=checkpoint)
     box = model.box
-    halves = [model.domain.scatter(values) for values in group.both_halves(solve_half)]
+    halves = problem.density(state.values)
     signal = fsc_weights(fsc(*halves)) ** 2
+    signal[int(model.band.shells.max()) + 1 :] = 0  # beyond the band both are what the mask spreads there, and agree
     spectrum = np.fft.rfftn(0.5 * (halves[0] + halves[1]))
     spectrum *= np.append(signal, np.zeros(box))[shell_index(box)]
     mean = np.fft.irfftn(spectrum, s=(box,) * 3, axes=(0, 1, 2)).astype(np.float32)

@@ -32,7 +32,7 @@ def write_half_maps(folder: Path, kind: str, halves: HalfMaps, mask: Volume, bfa
     combined, bfactor = combine(first, second, curves, bfactor_A2 or fit.bfactor_A2)
     write_volume(folder / map_files(kind)[-1], combined, halves.maps[0].pixel_size_A)
     return {
-        "iterations": list(halves.iterations),
+        "iterations": halves.iterations,
         "converged": halves.converged,
         "bfactor_A2": bfactor,
         "sharpening": fit.reason,

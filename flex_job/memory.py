@@ -24,7 +24,7 @@ MODES = 30  # directions of the linear start
 MOST_PIXELS = {"cpu": 4_000_000, "cuda": 100_000_000}  # of a solver's batch: more is not faster
 MOST_PARTICLES = {"cpu": 500, "cuda": 4096}
 VOLUMES = 20  # bytes per voxel of the whole box, in the preconditioner
-VECTORS = 22  # of all voxels, in the solver: eight steps and changes, the state, direction and product
+VECTORS = 20  # of all voxels, in the solver: of each half the unknowns, gradient, direction, product, and as many made
 ADVICE = "lower training_box, reconstruct_box or latent_dims"
 
 

@@ -1,12 +1,16 @@
-"""The canonical map as linear least squares: `sum_i A_i^T C_i^2 A_i V = sum_i A_i^T C_i I_i` by L-BFGS.
+"""Maps as linear least squares, by preconditioned conjugate gradients, the half-sets in step.
 
-Flow, latents and poses are fixed, so the loss is quadratic: the line search has a closed form, one pass through the
-particles per iteration gives both the product with the search direction and, by linearity, the next gradient.
+Flow, latents and poses are fixed, so the density of a half-set minimises `|data - A V|^2 / 2 + x^T P x / 2` with
+`V = taper x`: one pass through the particles per iteration gives the product of `sum_i A_i^T C_i^2 A_i` with the search
+direction and, by linearity, the next gradient. The prior P is a filter: the inverse of the signal's variance in each
+shell, as the FSC of the two half-maps tells it (Scheres 2012, J. Mol. Biol. 415, 406-418). It changes from iteration to
+iteration with the FSC, at no pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,14 +19,17 @@ from numpy.typing import NDArray
 from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.distributed import Group
 from flex_job.events import Events
+from flex_job.fsc import fsc
 from flex_job.imaging import ImageModel
 from flex_job.particles import Batch, ParticleStack
+from flex_job.shell_filter import ShellFilter
 from flex_job.solver_state import PartialSums, SolverState, save_solver_state
 
-__all__ = ["LeastSquares", "SolverState", "moved_vertices", "solve"]
+__all__ = ["LeastSquares", "SolverState", "moved_vertices", "solve", "unfiltered_maps"]
 
-MEMORY = 8
 RIDGE = 1e-2  # of the weakest shell's weight: bounds what no image sees, changes nothing that any sees
+FSC_RANGE = (0.3, 0.999)  # that a prior is made from
+LEAST_WEIGHT = 1e-3  # of the largest, for the prior: bounds what hardly any image sees
 
 
 def moved_vertices(
@@ -44,65 +51,73 @@ def moved_vertices(
 
 
 class LeastSquares:
-    """Normal equations of the particles `index` in the band of `model`; `positions(batch)` gives their vertices q.
+    """Normal equations of sets of particles in the band of `model`; `positions[s](batch)` gives the vertices q of
+    particles `sets[s]`.
 
-    All vectors (n_voxels,) are tensors on the model's device. The ranks of `group` share the particles; vectors are the
-    same on all. A pass through the particles that is stopped gives what it has summed to `keep`, on the first rank;
-    taken over as `partial`, the next pass goes on from there.
+    All vectors (sets, n_voxels) are tensors on the model's device. The unknown times `taper` (n_voxels,) is the
+    density, so that the prior lets it end as softly as a mask does; without one they are the same. The ranks of `group`
+    share the particles; vectors are the same on all. A pass through the particles that is stopped gives what it has
+    summed to `keep`, on the first rank; taken over as `partial`, the next pass goes on from there.
     """
 
     def __init__(
         self,
         stack: ParticleStack,
-        index: NDArray[np.int64],
+        sets: Sequence[NDArray[np.int64]],
         model: ImageModel,
-        positions: Callable[[Batch], torch.Tensor],
+        positions: Sequence[Callable[[Batch], torch.Tensor]],
         *,
+        taper: NDArray[np.float32] | None = None,
         batch_size: int = 200,
         events: Events | None = None,
         group: Group | None = None,
     ) -> None:
         self.group = group or Group()
-        self.stack, self.index, self.model, self.positions = stack, index, model, positions
+        self.stack, self.sets, self.model, self.positions = stack, sets, model, positions
         self.batch_size, self.events = batch_size, events or Events()
-        self.ridge = 0.0
-        self.voxels = torch.from_numpy(model.domain.flat_index).to(model.operator.device)
+        self.filter = ShellFilter(model.domain, model.operator.device)
+        self.voxels = self.filter.voxels
+        self.taper = None if taper is None else torch.from_numpy(taper).to(self.voxels.device)
+        self.number = np.full(len(stack), -1, np.int8)
+        for number, index in enumerate(sets):
+            self.number[index] = number
         self.partial: PartialSums | None = None
         self.keep: Callable[[PartialSums], None] = lambda partial: None
-        self.weight: torch.Tensor | None = None
-        self._filter: torch.Tensor | None = None
 
-    def first_gradient(self, values: torch.Tensor | None) -> torch.Tensor:
-        """Gradient of the loss at `values` (zero when None); also sums the weights that make the preconditioner."""
-        device = self.model.operator.device
-        total = torch.zeros(len(self.model.domain), device=device)
-        weight = torch.zeros(len(self.model.band), dtype=torch.float64, device=device)
+    def zeros(self) -> torch.Tensor:
+        """A vector (sets, n_voxels)."""
+        return torch.zeros((len(self.sets), len(self.voxels)), device=self.voxels.device)
 
-        def add(batch: Batch) -> None:
-            weight.add_(batch.transfer.square().sum(0))
-            q = self.positions(batch)
-            residual = -batch.data
-            if values is not None:
-                residual += batch.transfer * self.model.transform(values, q)
-            total.add_(self.model.gradient(residual * batch.transfer, q)[0])
+    def tapered(self, values: torch.Tensor) -> torch.Tensor:
+        """A vector times the taper."""
+        return values if self.taper is None else self.taper * values
+
+    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of the data's loss at zero, and the sums of squared transfers (sets, m), in one pass."""
+        total = self.zeros()
+        weight = torch.zeros((len(self.sets), len(self.model.band)), dtype=torch.float64, device=total.device)
+
+        def add(number: int, batch: Batch) -> None:
+            weight[number] += batch.transfer.square().sum(0)
+            q = self.positions[number](batch)
+            total[number] -= self.model.gradient(batch.data * batch.transfer, q)[0]
 
         self._pass(add, total, weight)
-        self.set_weight(weight)
-        return total if values is None else total + self.ridge * values
+        return self.tapered(total), weight
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
-        """sum_i A_i^T C_i^2 A_i applied to `values`, and the ridge."""
-        total = torch.zeros_like(values)
+        """sum_i A_i^T C_i^2 A_i of each set, applied to its `values`."""
+        total, density = self.zeros(), self.tapered(values)
 
-        def add(batch: Batch) -> None:
-            q = self.positions(batch)
-            spectrum = self.model.transform(values, q) * batch.transfer.square()
-            total.add_(self.model.gradient(spectrum, q)[0])
+        def add(number: int, batch: Batch) -> None:
+            q = self.positions[number](batch)
+            spectrum = self.model.transform(density[number], q) * batch.transfer.square()
+            total[number] += self.model.gradient(spectrum, q)[0]
 
         self._pass(add, total)
-        return total + self.ridge * values
+        return self.tapered(total)
 
-    def _pass(self, add: Callable[[Batch], None], *sums: torch.Tensor) -> None:
+    def _pass(self, add: Callable[[int, Batch], None], *sums: torch.Tensor) -> None:
         """`add` every particle to the `sums`, which are then summed over the ranks."""
         done = np.zeros(len(self.stack), bool)
         if self.partial is not None:
@@ -119,69 +134,78 @@ class LeastSquares:
                 self.keep(PartialSums(seen > 0, so_far))
 
         saver = Saver(keep, self.group, self.events)
-        indices = self.group.batches(self.index[~done[self.index]], self.batch_size)
-        for batch in self.stack.batches(saver.checked(indices), self.model.band):
-            add(batch)
+        left = [self.group.batches(index[~done[index]], self.batch_size) for index in self.sets]
+        for batch in self.stack.batches(saver.checked(chain(*left)), self.model.band):
+            add(int(self.number[batch.index[0]]), batch)
             done[batch.index] = True
         for total in sums:
             self.group.sum_(total)
 
-    def precondition(self, values: torch.Tensor) -> torch.Tensor:
-        """Approximate inverse: without motion the product is a filter by the mean weight of each shell.
-
-        It is zero beyond the band, so nothing is put there that the images do not hold; with few iterations this
-        also keeps the noise of the last shells down.
-        """
-        assert self._filter is not None
-        box = self.model.domain.box
-        volume = torch.zeros(box**3, dtype=values.dtype, device=values.device)
-        volume[self.voxels] = values
-        spectrum = torch.fft.rfftn(volume.view(box, box, box)) * self._filter
-        return torch.fft.irfftn(spectrum, s=(box, box, box)).reshape(-1)[self.voxels]
-
-    def set_weight(self, weight: torch.Tensor) -> None:
-        """Make preconditioner and ridge from the sum of squared transfers (m,) that `first_gradient` found."""
-        self.weight = weight
+    def shell_weights(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the normal equations multiply each shell of a map with when nothing moves, (sets, shells to the corners)
+        float64 on the CPU, from the sums of squared transfers: <x, A x> / <x, x> of plane waves in the taper, which
+        mixes the shells. Zero beyond the band without a taper."""
         band, domain = self.model.band, self.model.domain
         shells = band.shells.cpu().numpy()
-        count = np.bincount(shells)
-        mean = np.bincount(shells, weight.cpu().numpy()) / np.maximum(count, 1)
+        radius = np.arange(self.filter.corner)
         # A plane through the origin holds 2 pi r of the 4 pi r^2 voxels of shell r; packed coefficients are sqrt(2)
         # times the transform's, and half of them.
-        radius = np.arange(len(mean))
-        scale = domain.box**3 * self.model.unit**2
-        per_shell = scale * mean / (2 * np.maximum(radius, 0.5))
-        positive = per_shell[per_shell > 0]
-        if len(positive) == 0:
+        count = np.bincount(shells, minlength=len(radius))
+        scale = domain.box**3 * self.model.unit**2 / (2 * np.maximum(radius, 0.5)) / np.maximum(count, 1)
+        found = np.stack([scale * np.bincount(shells, each, len(radius)) for each in weight.cpu().numpy()])
+        if not (found > 0).any():
             raise ValueError("no particle gives weight to any frequency: expected CTFs that are not zero")
-        per_shell[0] = per_shell[1]
-        self.ridge = float(RIDGE * positive.min())
-        k = np.fft.fftfreq(domain.box, 1 / domain.box)
-        r = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.arange(domain.box // 2 + 1) ** 2)
-        at = np.interp(r, radius, np.where(per_shell > 0, per_shell, np.inf), right=np.inf)
-        inverse = (1 / (np.maximum(at, 1e-30) + self.ridge)).astype(np.float32)
-        self._filter = torch.from_numpy(inverse).to(self.voxels.device)
+        found[:, 0] = found[:, 1]
+        curves = torch.from_numpy(found)
+        return curves if self.taper is None else self.filter.seen_through(self.taper, curves)
+
+    def density(self, values: torch.Tensor) -> list[NDArray[np.float32]]:
+        """The sets' maps (z, y, x)."""
+        return [self.model.domain.scatter(each) for each in self.tapered(values).cpu().numpy()]
+
+    def agreement(self, values: torch.Tensor) -> torch.Tensor:
+        """FSC of the first two sets' maps. Together: ranks must not differ in the last digit."""
+        return self.group.first_does(lambda: torch.from_numpy(fsc(*self.density(values)[:2])))
+
+
+def ridge_of(weights: torch.Tensor) -> torch.Tensor:
+    """A prior (shells,) without any knowledge of the signal."""
+    return torch.full_like(weights[0], RIDGE * float(weights[weights > 0].min()))
+
+
+def prior_of(weights: torch.Tensor, agreement: torch.Tensor) -> torch.Tensor:
+    """Inverse variance of the signal in each shell to the corners, from shell weights (sets, shells) and the FSC of two
+    half-maps.
+
+    The noise of a half-map has the variance 1 / weight, and FSC / (1 - FSC) is the signal's over that.
+    """
+    curve = agreement.clamp(*FSC_RANGE)
+    curve[0] = curve[1]
+    mean = weights.mean(0)
+    prior = mean.clamp(min=LEAST_WEIGHT * float(mean.max()))
+    prior[: len(curve)] *= (1 - curve) / curve
+    prior[len(curve) :] = prior[len(curve) - 1]  # the corners
+    return prior
 
 
 def solve(
     problem: LeastSquares,
     *,
-    start: torch.Tensor | None = None,
     max_iterations: int,
-    tolerance: float,
+    tolerance: float | None = None,
     state: SolverState | None = None,
     each: Callable[[SolverState], None] = lambda state: None,
     checkpoint: Checkpoint | None = None,
 ) -> SolverState:
-    """Minimise from `start` (zero when none) until an iteration lowers the loss by less than `tolerance` of the whole
-    decrease of this call so far, which suits a start from zero; a start near the solution is bounded by
-    `max_iterations`. `state` continues an earlier call; `each` is called after every iteration.
+    """Minimise from zero until no shell's FSC between the first two sets changes by more than `tolerance` in an
+    iteration. `state` continues an earlier call; `each` is called after every iteration.
 
-    With a `checkpoint` the state is kept after every iteration, and within one when a stop is asked for or the pass
-    takes long; `load_solver_state` gives what was kept.
+    Without a tolerance all `max_iterations` are done, and nothing is taken as known of the signal. With a `checkpoint`
+    the state is kept after every iteration, and within one when a stop is asked for or the pass takes long;
+    `load_solver_state` gives what was kept.
     """
     if state is None:
-        state = SolverState(torch.zeros(len(problem.voxels), device=problem.voxels.device) if start is None else start)
+        state = SolverState(problem.zeros())
 
     def save(partial: PartialSums | None = None) -> None:
         if checkpoint is not None and problem.group.is_first:
@@ -189,48 +213,78 @@ def solve(
             save_solver_state(checkpoint, state, problem.voxels)
 
     problem.partial, problem.keep = state.partial, save
-    if state.gradient is None:
-        state.gradient = problem.first_gradient(None if start is None else state.values)
-        state.weight = problem.weight
-    else:
-        assert state.weight is not None
-        problem.set_weight(state.weight)
+    if state.gradient is None or state.weight is None:
+        state.gradient, state.weight = problem.start()
+    weights = problem.shell_weights(state.weight)
+    if state.prior is None:
+        state.prior = ridge_of(weights)
+        if tolerance is not None:  # what the first direction is with half signal; its length is of no concern
+            even = prior_of(weights, torch.full((problem.model.box // 2 + 1,), 0.5, dtype=torch.float64))
+            state.agreement = problem.agreement(_preconditioned(problem, state.gradient, weights, even))
+            state.prior = prior_of(weights, state.agreement)
     while state.iteration < max_iterations and not state.converged:
-        if state.direction is None:
-            state.direction = -_two_loop(problem, state, state.gradient)
-        slope = _dot(state.gradient, state.direction)
-        if problem.group.any(slope >= 0):
-            state.converged = True
-            break
-        product = problem.product(state.direction)
-        length = -slope / _dot(state.direction, product)
-        step, change = length * state.direction, length * product
-        state.values, state.gradient, state.direction = state.values + step, state.gradient + change, None
-        state.steps = [*state.steps, step][-MEMORY:]
-        state.changes = [*state.changes, change][-MEMORY:]
+        if state.direction is None or state.product is not None:
+            state.direction, state.product = _direction(problem, state, weights), None
+        state.product = problem.product(state.direction)
+        gradient, curved = _with_prior(problem, state)
+        length = -_ratio(gradient, state.direction, curved, state.direction)
+        state.values = state.values + length * state.direction
+        state.gradient = state.gradient + length * state.product
         state.iteration += 1
-        state.decreases.append(-0.5 * length * slope)
-        state.converged = problem.group.any(state.decreases[-1] < tolerance * sum(state.decreases))
+        if tolerance is not None:
+            assert state.agreement is not None
+            found = problem.agreement(state.values)
+            state.change = float((found - state.agreement)[1:].abs().max())
+            state.agreement, state.converged = found, state.change < tolerance
+            if not state.converged:
+                state.prior = prior_of(weights, found)
         save()
         each(state)
     return state
 
 
-def _two_loop(problem: LeastSquares, state: SolverState, gradient: torch.Tensor) -> torch.Tensor:
-    """The L-BFGS approximation of the inverse Hessian times the gradient (Nocedal 1980), around the preconditioner."""
-    vector = gradient.clone()
-    weights = []
-    pairs = list(zip(state.steps, state.changes, strict=True))
-    for step, change in reversed(pairs):
-        weight = _dot(step, vector) / _dot(step, change)
-        vector -= weight * change
-        weights.append(weight)
-    vector = problem.precondition(vector)
-    for (step, change), weight in zip(pairs, reversed(weights), strict=True):
-        vector += (weight - _dot(change, vector) / _dot(step, change)) * step
-    return vector
+def unfiltered_maps(problem: LeastSquares, state: SolverState) -> list[NDArray[np.float32]]:
+    """The sets' maps (z, y, x) with what the prior takes off each shell's amplitude put back, in the taper: half-maps
+    as they are expected downstream, where filtering by the FSC and sharpening follow."""
+    assert state.prior is not None and state.weight is not None
+    weights = problem.shell_weights(state.weight)
+    gain = 1 + state.prior / weights
+    last = problem.model.box // 2
+    gain[:, last:] = gain[:, last : last + 1]
+    return problem.density(problem.filter.apply(problem.tapered(state.values), gain))
 
 
-def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Inner product, summed in float64."""
-    return float(torch.dot(a.double(), b.double()))
+def _with_prior(problem: LeastSquares, state: SolverState) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient, and the normal equations applied to the direction, with the present prior."""
+    assert state.prior is not None and state.gradient is not None
+    assert state.product is not None and state.direction is not None
+    gradient = state.gradient + problem.filter.apply(state.values, state.prior)
+    return gradient, state.product + problem.filter.apply(state.direction, state.prior)
+
+
+def _preconditioned(
+    problem: LeastSquares, gradient: torch.Tensor, weights: torch.Tensor, prior: torch.Tensor
+) -> torch.Tensor:
+    """Approximate inverse: without motion the product is a filter by the mean weight of each shell. Zero where
+    they have none, so that nothing is put there that the images do not hold."""
+    inverse = torch.where(weights > 0, 1 / (weights + prior), 0)
+    return problem.filter.apply(gradient, inverse)
+
+
+def _direction(problem: LeastSquares, state: SolverState, weights: torch.Tensor) -> torch.Tensor:
+    """The next search direction: downhill, and conjugate to the one before under the present prior."""
+    assert state.prior is not None and state.gradient is not None
+    if state.direction is None:
+        return -_preconditioned(problem, state.gradient, weights, state.prior)  # from zero
+    gradient, curved = _with_prior(problem, state)
+    downhill = -_preconditioned(problem, gradient, weights, state.prior)
+    return downhill - _ratio(downhill, curved, state.direction, curved) * state.direction
+
+
+def _ratio(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """<a, b> / <c, d> for each set (sets, 1), summed in float64; 0 where a set has nothing left to do."""
+    ratios = []
+    for row in range(len(a)):
+        above, below = (float(torch.dot(x[row].double(), y[row].double())) for x, y in ((a, b), (c, d)))
+        ratios.append([above / below if below > 0 else 0.0])
+    return torch.tensor(ratios, device=a.device)

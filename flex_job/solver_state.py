@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,21 +23,25 @@ class PartialSums:
 
 @dataclass
 class SolverState:
-    """Where the iteration stands: map, gradient, remembered steps and gradient changes, loss decrease so far.
+    """Where the iteration stands. Vectors (sets, n_voxels): the unknowns, the gradient of the data's loss, the last
+    search direction and its product with the normal equations.
 
-    `gradient` is None until the first pass has summed it, and `weight`, the sum of squared transfers that makes the
-    preconditioner. `direction` is that of the pass under way, `partial` what this had summed when it was interrupted.
+    `gradient` is None until the first pass has summed it, and `weight` (sets, m), the sums of squared transfers;
+    `product` is None while the pass with `direction` is under way, `partial` is what this had summed when it was
+    interrupted. `prior` (shells,) is in force in the next iteration, or was in the last; `agreement` (box // 2 + 1,) is
+    the FSC of the last maps and `change` the most that one of its shells changed by in the last iteration.
     """
 
     values: torch.Tensor
     gradient: torch.Tensor | None = None
-    steps: list[torch.Tensor] = field(default_factory=list)
-    changes: list[torch.Tensor] = field(default_factory=list)
-    iteration: int = 0
-    decreases: list[float] = field(default_factory=list)
-    converged: bool = False
     weight: torch.Tensor | None = None
     direction: torch.Tensor | None = None
+    product: torch.Tensor | None = None
+    prior: torch.Tensor | None = None
+    agreement: torch.Tensor | None = None
+    change: float = float("inf")
+    iteration: int = 0
+    converged: bool = False
     partial: PartialSums | None = None
 
 
@@ -54,6 +58,7 @@ def load_solver_state(checkpoint: Checkpoint, voxels: torch.Tensor, group: Group
         return None
     entries: dict[str, Any] = _moved(saved, voxels.device)
     partial = entries.pop("partial")
+    entries |= {name: saved[name] for name in ("prior", "agreement")}  # curves stay with the host
     return SolverState(**entries, partial=PartialSums(**partial) if partial else None)
 
 

@@ -228,10 +228,10 @@ def solved(data: Data, operator: Operator, coefficients: Round = lambda x: x) ->
     exact = data.whole
     data.whole = replace(exact, data=coefficients(exact.data))
     model = data.model(operator)
-    problem = LeastSquares(data, np.arange(PARTICLES), model, data.positions(model), batch_size=BATCH)  # type: ignore[arg-type]
-    state = solve(problem, max_iterations=ITERATIONS, tolerance=0)
+    problem = LeastSquares(data, [np.arange(PARTICLES)], model, [data.positions(model)], batch_size=BATCH)  # type: ignore[arg-type]
+    state = solve(problem, max_iterations=ITERATIONS)
     data.whole = exact
-    return data.domain.scatter(state.values.numpy())
+    return problem.density(state.values)[0]
 
 
 def main() -> None:

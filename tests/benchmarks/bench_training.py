@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from clock import cores, fastest, use_threads
 from synthetic import PIXEL_A, ball, ball_mesh, write_stack
 
@@ -74,8 +73,8 @@ def pass_seconds(trial: Trial, folder: Path) -> tuple[float, int]:
         make_operator(domain), box, stack.band(), stack_box=box, stack_pixel_size_A=pixel, oversampling=2
     )
     positions = moved_vertices(model, trainer.vertices, trainer.flow, trainer.latents)
-    problem = LeastSquares(stack, np.arange(len(stack)), model, positions, batch_size=50)
-    values = torch.ones(len(domain))
+    problem = LeastSquares(stack, [np.arange(len(stack))], model, [positions], batch_size=50)
+    values = problem.zeros() + 1
     return fastest(lambda: problem.product(values), 1), len(domain)
 
 

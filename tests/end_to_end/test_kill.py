@@ -212,7 +212,7 @@ def results_of_two(project: Path, program: list[str], words: list[str]) -> dict[
 
 RESTS = {
     "training": "epoch 2/4",
-    "half-maps": "flex half 1: iteration 2",
+    "half-maps": "flex: iteration 2",
     "end": "",
 }  # what a job said before it rested
 DAMAGES = {

@@ -206,12 +206,12 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(project: Path, 
 
 
 def test_a_rank_killed_in_its_half(project: Path, alone: Path) -> None:
-    job = Started(project, "refine", "half", "flex half 1: iteration 1,")
+    job = Started(project, "refine", "half", "flex: iteration 1,")
     os.kill(job.ranks[1], signal.SIGKILL)
     job.ends_within(30)
     assert exit_files(job.folder) == ["FAILURE"]
     said = run(project, "refine", "half", *TWO)
-    assert "flex half 1: goes on after iteration" in said
+    assert "flex: goes on after iteration" in said
     assert_same(job.folder, alone, 1e-3)
 
 

@@ -72,11 +72,14 @@ for name, box, dims, cells, fine in (("large images", 48, 2, (4, 2, 2), 2), ("fi
         (q * gradient).sum().backward()
 
     def product(count):
-        problem = LeastSquares(stack, np.arange(count), model, world.positions(world.latents), batch_size=count)
-        problem.product(world.values)
+        positions = [world.positions(world.latents)]
+        problem = LeastSquares(stack, [np.arange(count)], model, positions, batch_size=count)
+        problem.product(world.values[None])
 
     def iterations(count):
-        problem = LeastSquares(stack, np.arange(8), model, world.positions(world.latents), batch_size=4)
+        sets, positions = [np.arange(4), np.arange(4, 8)], [world.positions(world.latents)] * 2
+        taper = np.ones(len(world.values), np.float32)
+        problem = LeastSquares(stack, sets, model, positions, taper=taper, batch_size=4)
         solve(problem, max_iterations=count, tolerance=0.0)
 
     def peak(step, count):
