@@ -1,4 +1,4 @@
-"""The rigidity prior (paper, equations 4 and 5): squared deviation of each cell's singular values from one."""
+"""The rigidity prior (after the paper's equations 4 and 5): deviation of each cell's singular values from one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from flex_job.mesh import TetMesh, cell_gradients
 from flex_job.rigidity_cpu import CompiledRigidity
 
-__all__ = ["STRAIN_UNIT", "Rigidity", "orthogonal_factor"]
+__all__ = ["STRAIN_UNIT", "YIELD", "Rigidity", "orthogonal_factor"]
 
 
 def orthogonal_factor(a: torch.Tensor, iterations: int = 5) -> torch.Tensor:
@@ -39,8 +39,15 @@ STRAIN_UNIT = 200.0
 """nats per unit of mean squared strain: with it a rigidity of 1 asks half a nat for a strain of 5 % everywhere."""
 
 
+YIELD = 0.1
+"""Strain at which a cell begins to give way: a strain of many times that costs hardly more. Hinges are a few cells that
+strain by half and more, between parts that do not strain at all. Squares would charge them so much that the strain is
+spread, and the parts bend."""
+
+
 class Rigidity:
-    """Rigidity loss: the weighted mean over cells of sum_l (sigma_l(A_j) - 1)^2, A_j = I + grad u in cell j.
+    """Rigidity loss: the weighted mean over cells of y log(1 + s / y), where s = sum_l (sigma_l(A_j) - 1)^2 of
+    A_j = I + grad u in cell j, and y = YIELD^2. The paper's is the limit of a large YIELD: s itself.
 
     The paper's equation 4 has the sum over cells, so that its strength changes with the fineness of the mesh; the
     mean, in units of STRAIN_UNIT, keeps one value of lambda comparable between meshes and molecules.
@@ -66,11 +73,11 @@ class Rigidity:
     def energy(self, u: torch.Tensor) -> torch.Tensor:
         """Mean over the batch of the rigidity loss.
 
-        sum_l (sigma_l - 1)^2 = |A - R|^2 with R the polar factor of A. R minimises that distance, so it counts as
+        s = |A - R|^2 with R the polar factor of A. R minimises that distance, so it counts as
         a constant in the derivative, and no singular value decomposition is needed.
         """
         if u.device.type == "cpu":
-            return CompiledRigidity.apply(u, self.cells, self.gradients, self.weights)
+            return CompiledRigidity.apply(u, self.cells, self.gradients, self.weights, YIELD**2)
         return self.energy_by_torch(u)
 
     def energy_by_torch(self, u: torch.Tensor) -> torch.Tensor:
@@ -78,7 +85,8 @@ class Rigidity:
         a = self.deformation(u)
         with torch.no_grad():
             r = orthogonal_factor(a)
-        return ((a - r).square().sum((-1, -2)) * self.weights).sum(-1).mean()
+        strain = (a - r).square().sum((-1, -2))
+        return (YIELD**2 * torch.log1p(strain / YIELD**2) * self.weights).sum(-1).mean()
 
     def stiffness(self) -> scipy.sparse.csr_matrix:
         """Hessian of the energy at rest (3V, 3V): that of linear elasticity, sum_j w_j |sym grad u|^2."""

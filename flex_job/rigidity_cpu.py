@@ -15,30 +15,30 @@ NEWTON_STEPS = 5
 
 
 class CompiledRigidity(torch.autograd.Function):
-    """`apply(u, cells, gradients, weights)`: mean over the batch of sum_j w_j |A_j - R_j|^2, see `Rigidity.energy`.
+    """`apply(u, cells, gradients, weights, yield_square)`: mean over the batch of sum_j w_j y log(1 + s_j / y) with
+    s_j = |A_j - R_j|^2 and y = `yield_square`, see `Rigidity.energy`.
 
-    The gradient is found with the value, for R counts as a constant: dE/dA_j = 2 w_j (A_j - R_j).
+    The gradient is found with the value, for R counts as a constant: dE/dA_j = 2 w_j (A_j - R_j) / (1 + s_j / y).
     """
 
     @staticmethod
-    def forward(ctx, u, cells, gradients, weights):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, u, cells, gradients, weights, yield_square):  # type: ignore[no-untyped-def,override]
         arrays = (each.detach().numpy() for each in (u, cells, gradients.to(u), weights.to(u)))
-        energy, gradient = _energy(*arrays)
+        energy, gradient = _energy(*arrays, yield_square)
         ctx.save_for_backward(torch.from_numpy(gradient))
         return torch.tensor(energy.mean(), dtype=u.dtype)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
         (gradient,) = ctx.saved_tensors
-        return gradient * (grad / len(gradient)), None, None, None
+        return gradient * (grad / len(gradient)), None, None, None, None
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True, nogil=True, error_model="numpy")
-def _energy(u, cells, gradients, weights):
+def _energy(u, cells, gradients, weights, yield_square):
     """Energies (b,) float64 and their gradients (b, V, 3) at displacements u (b, V, 3)."""
     energy = np.zeros(len(u))
     gradient = np.zeros_like(u)
-    two = u.dtype.type(2)
     for b in numba.prange(len(u)):
         for start in range(0, len(cells), BLOCK):
             count = min(BLOCK, len(cells) - start)
@@ -55,10 +55,15 @@ def _energy(u, cells, gradients, weights):
                 _newton(r)
             total = 0.0
             for i in range(count):
+                strain = 0.0
                 for k in range(9):
                     left = a[k, i] - r[k, i]
-                    total += weights[start + i] * left * left
-                    r[k, i] = two * weights[start + i] * left
+                    strain += left * left
+                    r[k, i] = left
+                total += weights[start + i] * yield_square * np.log1p(strain / yield_square)
+                factor = u.dtype.type(2 * weights[start + i] / (1 + strain / yield_square))
+                for k in range(9):
+                    r[k, i] *= factor
             energy[b] += total
             for i in range(count):
                 for k in range(4):

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from flex_job.elastic import soft_modes
 from flex_job.mesh import TetMesh, cell_gradients
 from flex_job.mesh.tetmesh import cell_volumes
-from flex_job.rigidity import STRAIN_UNIT, Rigidity, orthogonal_factor
+from flex_job.rigidity import STRAIN_UNIT, YIELD, Rigidity, orthogonal_factor
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,12 @@ def mesh(mesh_of) -> TetMesh:
 
 
 def by_svd(mesh: TetMesh, u: torch.Tensor) -> torch.Tensor:
-    """The energy as the paper writes it, with singular values (float64, differentiable)."""
+    """The energy by singular values, as the paper writes the strain (float64, differentiable)."""
     gradient = torch.einsum("btka,tkc->btac", u[:, torch.from_numpy(mesh.cells).long()], double_gradients(mesh))
     sigma = torch.linalg.svdvals(gradient + torch.eye(3, dtype=torch.float64))
     weights = torch.from_numpy(mesh.rigidity).double()
-    return STRAIN_UNIT * ((sigma - 1).square().sum(-1) * weights / weights.sum()).sum(-1).mean()
+    cost = YIELD**2 * torch.log1p((sigma - 1).square().sum(-1) / YIELD**2)
+    return STRAIN_UNIT * (cost * weights / weights.sum()).sum(-1).mean()
 
 
 def double_gradients(mesh: TetMesh) -> torch.Tensor:
@@ -64,7 +65,7 @@ def test_zero_for_any_rigid_motion(mesh: TetMesh, seed: int) -> None:
 def test_closed_form_under_uniform_strain(mesh: TetMesh, stretch: float) -> None:
     principal = np.array([stretch, 1.0, 2 - stretch / 2])
     first, second = Rotation.random(2, random_state=1).as_matrix()
-    expected = STRAIN_UNIT * ((principal - 1) ** 2).sum()
+    expected = STRAIN_UNIT * YIELD**2 * np.log1p(((principal - 1) ** 2).sum() / YIELD**2)
     found = float(Rigidity(mesh).energy(affine(mesh, first @ np.diag(principal) @ second)))
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -90,6 +91,25 @@ def test_energy_equals_the_sum_over_singular_values(mesh: TetMesh, size_A: float
     if size_A >= 10:
         assert float((torch.linalg.det(deformation) < 0).double().mean()) > 0.1  # inverted cells are among them
     assert float(Rigidity(mesh).energy(u)) == pytest.approx(float(by_svd(mesh, u)), rel=1e-4)
+
+
+def test_a_hinge_costs_less_than_the_same_bend_spread_over_all(mesh_of) -> None:
+    """A shear of 2 in one of ten layers of cells against 0.2 in all: squares would make the first ten times as dear."""
+    mesh = mesh_of((10, 2, 2), np.array([200.0, 40, 40]))
+    x = mesh.vertices_A[:, 0] - mesh.vertices_A[:, 0].min()
+
+    def sheared(first: float, last: float) -> float:
+        u = np.zeros_like(mesh.vertices_A)
+        u[:, 1] = 40.0 * np.clip((x - first) / (last - first), 0, 1)
+        return float(Rigidity(mesh).energy(torch.from_numpy(u)[None]))
+
+    assert sheared(80, 100) < 0.7 * sheared(0, 200)
+    small = 1e-3  # within what does not yield it is the other way round
+    u = np.zeros((2, *mesh.vertices_A.shape))
+    u[0, :, 1] = small * np.clip((x - 80) / 20, 0, 1)
+    u[1, :, 1] = small * x / 200
+    energies = [float(Rigidity(mesh).energy(torch.from_numpy(field)[None])) for field in u]
+    assert energies[0] > 5 * energies[1]
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-6), (torch.float32, 1e-5)])
@@ -123,7 +143,7 @@ def test_a_flat_cell_gives_finite_energy_and_gradient(mesh: TetMesh) -> None:
     u = affine(mesh, np.diag([1.0, 1.0, 0.0])).float().requires_grad_()
     energy = Rigidity(mesh).energy(u)
     (gradient,) = torch.autograd.grad(energy, u)
-    assert float(energy.detach()) == pytest.approx(STRAIN_UNIT, rel=0.05)
+    assert float(energy.detach()) == pytest.approx(STRAIN_UNIT * YIELD**2 * np.log1p(1 / YIELD**2), rel=0.05)
     assert bool(torch.isfinite(gradient).all())
 
 
