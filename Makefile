@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := demo_project
 
-.PHONY: install demo test lint format types bench bench-cryodrgn science docs clean
+.PHONY: install demo test lint format types bench bench-cryodrgn science science-table docs clean
 
 install: $(INSTALLED)
 
@@ -46,9 +46,15 @@ bench: $(INSTALLED)
 bench-cryodrgn: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/against_cryodrgn.py --pip-flags="$(PIP_FLAGS)"
 
-# the figures of README and docs on larger data; minutes to hours
+# the figures of README and docs on larger data, other methods beside ours: see docs/science.md. Cases that are done are
+# not run again; SCIENCE_PARTICLES=6000 makes them larger, SCIENCE_PEERS=no leaves the other methods out
 science: $(INSTALLED)
-	$(BIN)/python -m pytest -m science -s
+	PIP_FLAGS="$(PIP_FLAGS)" $(BIN)/python -m pytest -m science -s
+
+# the same cases alone, and the tables of docs/science.md from what came out
+science-table: $(INSTALLED)
+	PIP_FLAGS="$(PIP_FLAGS)" $(BIN)/python -m pytest -m science -s tests/science
+	PYTHONPATH=tests $(BIN)/python -m science.table docs/science.md
 
 docs: $(INSTALLED)
 	$(BIN)/flex-job docs > docs/parameters.md

@@ -1,8 +1,9 @@
-"""The antibody 1IGY as Gaussian beads: one for each residue's backbone, one for its side chain."""
+"""A structure as Gaussian beads, of each residue's backbone and side chain: a file's, or the packaged antibody 1IGY."""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Beads", "default_sigma_A", "load_antibody"]
+__all__ = ["Beads", "default_sigma_A", "load_antibody", "load_structure"]
 
 BACKBONE = {"N", "CA", "C", "O", "OXT"}
 ANTIBODY = Path(__file__).parent / "data" / "1igy.cif.gz"
@@ -46,18 +47,35 @@ def default_sigma_A(pixel_size_A: float) -> float:
 
 def load_antibody(sigma_A: float = 2.0) -> Beads:
     """PDB entry 1IGY (mouse IgG1, packaged), its centre of mass at the origin. Raises ValueError if sigma_A <= 0."""
-    if sigma_A <= 0:
-        raise ValueError(f"bead width sigma_A = {sigma_A}; expected more than 0 A")
     with gzip.open(ANTIBODY, "rt") as stream:
         block = gemmi.cif.read_string(stream.read()).sole_block()
     structure = gemmi.make_structure_from_block(block)
+    return _beads(structure, sigma_A, lambda residue: residue.label_seq or 0)
+
+
+def load_structure(path: str | Path, sigma_A: float = 2.0) -> Beads:
+    """The first model of a PDB or mmCIF file (or .gz), its centre of mass at the origin; residues have the file's own
+    numbers, and a nucleotide is one bead. Raises ValueError, with the path, for what is no structure."""
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not a structure that gemmi reads ({error}); expected PDB or mmCIF") from error
+    if not len(structure) or not structure[0].count_atom_sites():
+        raise ValueError(f"{path}: a structure without atoms; expected PDB or mmCIF coordinates")
+    return _beads(structure, sigma_A, lambda residue: residue.seqid.num or 0)
+
+
+def _beads(structure: gemmi.Structure, sigma_A: float, number_of: Callable[[gemmi.Residue], int]) -> Beads:
+    """Beads of a structure's first model. Raises ValueError if sigma_A <= 0."""
+    if sigma_A <= 0:
+        raise ValueError(f"bead width sigma_A = {sigma_A}; expected more than 0 A")
     structure.remove_hydrogens()
     structure.remove_waters()
     positions: list[NDArray[np.float64]] = []
     rows: list[tuple[float, str, int, bool]] = []
     for chain in structure[0]:
         for residue in chain:
-            number = residue.label_seq if residue.label_seq is not None else 0
+            number = number_of(residue)
             backbone = [atom for atom in residue if number and atom.name in BACKBONE]
             others = [atom for atom in residue if not (number and atom.name in BACKBONE)]
             for group in (backbone, others):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,15 @@ class ConsensusMaps:
 
 
 def population(conformations: Conformations, fixed_latent: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Latents (m, k) that stand evenly for all particles: a quasi-random sequence, or the one fixed latent."""
+    """Latents (m, k) that stand evenly for all particles: a quasi-random sequence, all combinations of the levels, or
+    the one fixed latent.
+    """
     if fixed_latent is not None:
         return np.atleast_2d(np.asarray(fixed_latent, dtype=np.float64))
     if conformations.latent_dims == 0:
         return np.zeros((1, 0))
+    if conformations.levels:
+        return np.array(list(product(conformations.levels, repeat=conformations.latent_dims)))
     sequence = qmc.Halton(conformations.latent_dims, scramble=False)
     sequence.fast_forward(1)  # its first point is the corner of the range
     return 2.0 * sequence.random(CONFORMATIONS_AVERAGED) - 1.0

@@ -40,10 +40,13 @@ class Hinge:
 
 @dataclass(frozen=True)
 class Conformations:
-    """All conformations of `beads`: one latent coordinate, from -1 to 1 and uniformly populated, per hinge."""
+    """All conformations of `beads`: one latent coordinate, from -1 to 1, per hinge. All are populated evenly or, where
+    `levels` are given, only those whose latents are among these values.
+    """
 
     beads: Beads
     hinges: tuple[Hinge, ...]
+    levels: tuple[float, ...] = ()
 
     @property
     def latent_dims(self) -> int:
@@ -65,7 +68,9 @@ class Conformations:
         return np.asarray(latents) * np.array([hinge.amplitude_rad for hinge in self.hinges])
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Latents (count, k), uniform and independent."""
+        """Latents (count, k), independent, uniform or each of the levels equally often."""
+        if self.levels:
+            return rng.choice(self.levels, size=(count, self.latent_dims))
         return rng.uniform(-1.0, 1.0, size=(count, self.latent_dims))
 
 

@@ -41,10 +41,15 @@ def _simulate(**given: str | None) -> int:
         simulate_project(
             folder,
             motion=parameters.motion,
+            structure=parameters.structure,
+            domains=parameters.domains,
+            micelle=parameters.micelle,
+            two_states=parameters.two_states,
             particles=parameters.particles,
             box=parameters.box,
             pixel_size_A=parameters.pixel_size,
             snr=parameters.snr,
+            pose_error_deg=parameters.pose_error,
             seed=parameters.seed,
         )
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Write simulated particles of a moving antibody as a RELION 3.1 project, with the truth beside it."""
+"""Write simulated particles of a moving molecule as a RELION 3.1 project, with the truth beside it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from flex_job.consensus import OpticsGroup
 from flex_job.files import path_aside
-from flex_job.simulation.atoms import default_sigma_A, load_antibody
+from flex_job.simulation.atoms import default_sigma_A
+from flex_job.simulation.cases import conformations_of, named_states
 from flex_job.simulation.images import BATCH, amplitude_scale, recorded_images
 from flex_job.simulation.maps import ConsensusMaps, consensus_maps, population
-from flex_job.simulation.motion import Conformations, antibody_motion
+from flex_job.simulation.micelle import with_micelle
+from flex_job.simulation.motion import Conformations
 from flex_job.simulation.particles import Recording, SimulatedParticles, draw_particles
 from flex_job.simulation.project import exact_density
 from flex_job.volume import Volume, write_volume
@@ -26,11 +28,6 @@ from integration.relion.simulated_refinement import MASK_JOB, REFINE_JOB, write_
 __all__ = ["SimulatedProject", "simulate_project"]
 
 IMAGES_PER_STACK = 2000
-NAMED_STATES: dict[str, list[tuple[float, ...]]] = {
-    "none": [()],
-    "one_hinge": [(-0.8,), (0.0,), (0.8,)],
-    "two_hinges": [(0.0, 0.0), (-0.8, 0.0), (0.8, 0.0), (0.0, -0.8), (0.0, 0.8)],
-}
 TRUTH_README = """\
 What these simulated particles really are. No job reads this folder; it is for scoring results.
 
@@ -76,6 +73,10 @@ def simulate_project(
     seed: int = 0,
     noise: str = "white",
     amplitudes_deg: Sequence[float] = (20.0, 20.0),
+    structure: str | Path = "",
+    domains: str = "",
+    micelle: bool = False,
+    two_states: bool = False,
     fixed_latent: Sequence[float] | None = None,
     pose_error_deg: float = 0.0,
     beam_tilt_mrad: tuple[float, float] = (0.0, 0.0),
@@ -89,14 +90,21 @@ def simulate_project(
     """Simulate `particles` images and write `folder` as a RELION project: Particles/, Refine3D/job001/,
     MaskCreate/job002/, default_pipeline.star and truth/.
 
-    `motion` is one_hinge, two_hinges or none; `fixed_latent` gives all particles that one conformation of it. `box` and
-    `pixel_size_A` are the map's, and the images' unless `optics` lists other groups. `consensus_resolution_A`
-    (default 2.5 pixels) says where the half-maps' FSC falls to 1/7. Further keywords go to `Recording`. Nothing but the
-    folder's own files of these names is overwritten. Raises ValueError with what is wrong with the values.
+    `motion`, `amplitudes_deg`, `structure` and `domains` are as `conformations_of` takes them; `micelle` puts the part
+    that stays into one. Latents are spread evenly, or at either end and nowhere between (`two_states`), or all at
+    `fixed_latent`. `box` and `pixel_size_A` are the map's, and the images' unless `optics` lists
+    other groups. `consensus_resolution_A` (default 2.5 pixels) says where the half-maps' FSC falls to 1/7. Further
+    keywords go to `Recording`. Nothing but the folder's own files of these names is overwritten. Raises ValueError
+    with what is wrong with the values.
     """
     folder = Path(folder).resolve()
     how = Recording(snr=snr, noise=noise, pose_error_deg=pose_error_deg, inverted=inverted, **recording)
-    unscaled = antibody_motion(load_antibody(sigma_A or default_sigma_A(pixel_size_A)), motion, amplitudes_deg)
+    sigma_A = sigma_A or default_sigma_A(pixel_size_A)
+    unscaled = conformations_of(motion, sigma_A, amplitudes_deg, structure, domains)
+    if micelle:
+        unscaled = with_micelle(unscaled)
+    if two_states:
+        unscaled = replace(unscaled, levels=(-1.0, 1.0))
     latent = None if fixed_latent is None else np.asarray(fixed_latent, dtype=np.float64)
     groups = tuple(optics or [OpticsGroup("opticsGroup1", box, pixel_size_A, 300.0, 2.7, 0.1, beam_tilt_mrad)])
     _check_fit(unscaled, [(box, pixel_size_A), *((group.box, group.pixel_size_A) for group in groups)])
@@ -121,13 +129,15 @@ def simulate_project(
         for which in (drawn.refined, drawn.true)
     )
     drawn = SimulatedParticles(refined, true, drawn.latents)
-    states = np.array(NAMED_STATES[motion]) if latent is None else latent[None]
+    states = named_states(unscaled) if latent is None else latent[None]
     project = SimulatedProject(folder, folder / REFINE_JOB / "run_data.star", conformations, drawn, states)
     for name in ("Particles", REFINE_JOB, MASK_JOB, "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     _write_stacks(project, how, seed, float16)
     write_refinement(folder, drawn.refined, maps, resolution_A)
-    _write_truth(project, maps, {"snr": snr, "seed": seed, "amplitude_scale": scale, "motion": motion})
+    facts = {"snr": snr, "seed": seed, "amplitude_scale": scale, "motion": motion}
+    facts |= {"structure": str(structure), "domains": domains}
+    _write_truth(project, maps, facts)
     return project
 
 
@@ -139,7 +149,7 @@ def _check_fit(conformations: Conformations, grids: list[tuple[int, float]]) -> 
     small = [f"{box} px of {pixel:g} A" for box, pixel in grids if box * pixel < needed_A or box % 2]
     if small:
         raise ValueError(
-            f"the antibody needs an even box of {needed_A:.0f} A or more at all angles; given {', '.join(small)}: "
+            f"the molecule needs an even box of {needed_A:.0f} A or more at all angles; given {', '.join(small)}: "
             "take more or larger pixels"
         )
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def environment(folder: Path, pip_flags: list[str]) -> Path:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip: list[str | Path] = [folder / "bin/python", "-m", "pip", "install", "--quiet", *pip_flags]
         # the same torch as ours, so that the comparison is of the methods
-        subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", CRYODRGN], check=True)
+        subprocess.run([*pip, f"torch=={version('torch').split('+')[0]}", CRYODRGN], check=True)
     return folder / "bin"
 
 
