@@ -17,6 +17,7 @@ from flex_job.flow import FlowGenerator
 from flex_job.input_files import opened_input
 from flex_job.mesh.tetmesh import ENTRIES, TetMesh
 from flex_job.plain_tensors import array_in, load_tensors
+from flex_job.pose_corrections import PoseCorrections
 from flex_job.problems import one_line
 from flex_job.volume import Volume
 
@@ -25,12 +26,14 @@ __all__ = ["FlexModel"]
 SCHEMA = 1
 MOST_BYTES = 1 << 40
 MOST_LAYERS, MOST_UNITS = 64, 4096
+CORRECTIONS = {"turn_rad": (3,), "shift_A": (2,), "contrast": ()}  # shapes for each particle
 
 
 @dataclass(frozen=True)
 class FlexModel:
     """`latents` (n, K) and `covariance` (n, K, K) in the particles' order; `map` and `support` at the training box.
 
+    `corrections` are those of the particles' poses, where these were refined.
     `history` has one row per epoch: names in `history_names`.
     """
 
@@ -42,6 +45,7 @@ class FlexModel:
     support: Volume
     history: NDArray[np.float64]
     history_names: tuple[str, ...]
+    corrections: PoseCorrections | None = None
 
     @property
     def latent_std(self) -> NDArray[np.float32]:
@@ -80,7 +84,14 @@ class FlexModel:
             "pixel_size_A": self.map.pixel_size_A,
             "history": torch.from_numpy(self.history),
             "history_names": list(self.history_names),
-        }
+        } | self._corrections()
+
+    def _corrections(self) -> dict[str, object]:
+        found = self.corrections
+        if found is None:
+            return {}
+        names = [name for name in CORRECTIONS if getattr(found, name) is not None]
+        return {"corrections": {name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in names}}
 
     @classmethod
     def load(cls, path: Path) -> FlexModel:
@@ -132,4 +143,10 @@ def _model(data: Mapping[str, Any]) -> FlexModel:
         support=Volume(array_in(data, "support", np.float32, *[len(volume)] * 3), pixel),
         history=array_in(data, "history", np.float64, None, len(names)),
         history_names=names,
+        corrections=_corrections(data["corrections"], len(latents)) if "corrections" in data else None,
     )
+
+
+def _corrections(data: Mapping[str, Any], count: int) -> PoseCorrections:
+    needed = [name for name in CORRECTIONS if name in data or name != "contrast"]
+    return PoseCorrections(**{name: array_in(data, name, np.float32, count, *CORRECTIONS[name]) for name in needed})

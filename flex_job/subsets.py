@@ -49,18 +49,23 @@ def divide(
     ranges: Sequence[tuple[float, float]] = (),
     min_probability: float = 0.0,
     seed: int = 0,
+    among: NDArray[np.bool_] | None = None,
 ) -> Subsets:
     """Divide the particles whose `latents` (n, K) lie within `ranges` (low, high; of the first latents) into clusters.
 
     `std` (n, K) are the latents' standard deviations, independent of one another. Particles that belong to their
-    cluster with less than `min_probability` are left out. Raises InputProblems where nothing is left, and for more
-    ranges than latents or more clusters than distinct particles.
+    cluster with less than `min_probability` are left out, and those that are not `among` (n,) where that is given.
+    Raises InputProblems where nothing is left, and for more ranges than latents or more clusters than distinct
+    particles.
     """
     dims = latents.shape[1]
     if len(ranges) > dims:
         raise InputProblems([f"latents_range: {len(ranges)} were given; expected at most {dims}, one per latent"])
     low, high = np.array([*ranges, *[(-np.inf, np.inf)] * (dims - len(ranges))]).T
-    kept = np.flatnonzero(((latents >= low) & (latents <= high)).all(axis=1))
+    if among is not None and not among.any():
+        raise InputProblems(["gain_range: no particle's likelihood gain lies within; widen the range"])
+    within = ((latents >= low) & (latents <= high)).all(axis=1)
+    kept = np.flatnonzero(within if among is None else within & among)
     if not len(kept):
         reach = ", ".join(f"{a:.3g}:{b:.3g}" for a, b in zip(latents.min(axis=0), latents.max(axis=0), strict=True))
         raise InputProblems([f"latents_range: no particle lies within; the latents are {reach}; widen the range"])

@@ -22,7 +22,8 @@ class ParticleFormat:
     """A kind of particle file.
 
     `output` is what a job calls its particles. `read_consensus` takes a path and the keywords map_path, mask_path,
-    half_sets, seed and latent_columns. `write_particles` takes source, target, latents and their deviations (n, K).
+    half_sets, seed and latent_columns. `write_particles` takes source, target, latents and their deviations (n, K), and
+    the keywords corrections (of poses) and gains.
     `latent_columns(path, K)` names the columns that a file of ours keeps both in, none for any other file.
     """
 

@@ -133,7 +133,8 @@ def _carried_out(
     job = host.job
     if not request.job:
         connect_inputs(job, request.sources)
-        declare_outputs(job, request.parameters.train.latent_dims)
+        train = request.parameters.train
+        declare_outputs(job, train.latent_dims, refines_poses=train.refine_poses or train.refine_scale)
     folder = place.take(_folder(request, job))
     job.start()
     host.say(f"{request.project} {job.uid} in {folder}")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flex_job.mesh import write_cryosparc_mesh
 from flex_job.model import FlexModel
 from flex_job.volume import Volume, read_volume
 from integration.cryosparc.client import ExternalJob
+from integration.cryosparc.dataset import Records
 
 __all__ = ["declare_outputs", "save_outputs"]
 
@@ -41,6 +41,7 @@ VOLUMES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
+ALIGNMENTS = "alignments3D"
 MESH = ("flex_mesh", "mesh", "flex_mesh.p")
 
 
@@ -53,9 +54,12 @@ class _File:
     pixel_size_A: float
 
 
-def declare_outputs(job: ExternalJob, dims: int) -> None:
-    """Tell the job what it will give: done before it runs, so that others can be connected to it."""
+def declare_outputs(job: ExternalJob, dims: int, *, refines_poses: bool = False) -> None:
+    """Tell the job what it will give: done before it runs, so that others can be connected to it. Alignments, where it
+    refines them, take the place of those that are passed through."""
     modes: list[str | tuple[str, str]] = [(f"components_mode_{mode}", "components") for mode in range(dims)]
+    if refines_poses:
+        modes.append(ALIGNMENTS)
     job.add_output("particle", "particles", modes, "Particles with latents", passthrough="particles")
     for name, (title, slots) in VOLUMES.items():
         job.add_output("volume", name, list(slots), title)
@@ -64,13 +68,13 @@ def declare_outputs(job: ExternalJob, dims: int) -> None:
 def save_outputs(
     job: ExternalJob,
     folder: Path,
-    uids: NDArray[np.uint64],
+    records: Records,
     model: FlexModel,
     say: Callable[[str], None],
 ) -> None:
     """Save all outputs of a finished run in `folder`, uploading files where that is not the job's own.
 
-    `uids` (n,) are those of the particles, in the order of the model's latents."""
+    `records` are the particles as they were written, in the order of the model's latents."""
     mask = read_volume(folder / "mask.mrc")
     mesh_file = _write_mesh(model, mask, folder, say)
     own = folder.resolve() == job.folder.resolve()
@@ -85,8 +89,11 @@ def save_outputs(
         for mode in range(model.latents.shape[1]):
             dataset[f"components_mode_{mode}/component"] = mode
             dataset[f"components_mode_{mode}/value"] = model.latents[:, mode].astype(np.float32)
+        for name in list(dataset):
+            if name.startswith(f"{ALIGNMENTS}/") and name in records:
+                dataset[name] = records[name]
 
-    job.save_output("particles", uids, fill_latents)
+    job.save_output("particles", records["uid"].astype(np.uint64), fill_latents)
     for name, (_, slots) in VOLUMES.items():
         job.save_output(name, 1, _filler(job.uid, slots, folder))
     if mesh_file:

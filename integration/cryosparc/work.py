@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group, RankLost
 from flex_job.embeddings import given_embedding
@@ -63,8 +61,12 @@ def work(
     if job:
         for caption, figure in result_figures(result):
             job.show(caption, figure)
-        write_cs(folder / "particles.cs", with_latents(records, result.model.latents, result.model.latent_std))
-        save_outputs(job.job, folder, records["uid"].astype(np.uint64), result.model, say)
+        model = result.model
+        records = with_latents(
+            records, model.latents, model.latent_std, corrections=model.corrections, gains=result.gains
+        )
+        write_cs(folder / "particles.cs", records)
+        save_outputs(job.job, folder, records, model, say)
         for line in (*result.summary, f"report: {folder / 'report.html'}"):
             say(line)
     group.leave()

@@ -169,7 +169,8 @@ def _with_latents_of(consensus: Consensus, model: FlexModel) -> FlexModel:
     dims = model.latents.shape[1]
     if consensus.latents is not None:
         latents, std = np.split(consensus.latents.astype(np.float32), [dims], axis=1)
-        return replace(model, latents=latents, covariance=std[:, :, None] ** 2 * np.eye(dims, dtype=np.float32))
+        covariance = std[:, :, None] ** 2 * np.eye(dims, dtype=np.float32)
+        return replace(model, latents=latents, covariance=covariance, corrections=None)  # the file's poses have them
     if len(consensus) != len(model.latents):
         raise InputProblems(
             [

@@ -11,7 +11,7 @@ from flex_job.consensus import OpticsGroup
 from integration.relion.columns import Columns
 from integration.relion.star import LARGEST, Table
 
-__all__ = ["read_optics"]
+__all__ = ["pixel_sizes_A", "read_optics"]
 
 # The smallest and largest values that make sense; outside, the unit is another one.
 BOUNDS = {
@@ -35,7 +35,7 @@ def read_optics(
     table = optics if optics is not None else columns.particles
     values = np.stack(
         [
-            _pixel_size(columns, table),
+            pixel_sizes_A(columns),
             columns.value("rlnVoltage"),
             columns.value("rlnSphericalAberration"),
             columns.value("rlnAmplitudeContrast"),
@@ -76,8 +76,10 @@ def read_optics(
     return tuple(groups), group_of.astype(np.int32)
 
 
-def _pixel_size(columns: Columns, table: Table) -> NDArray[np.float64]:
-    """rlnImagePixelSize, or from RELION 3.0's detector pixel (um) and magnification; zero without a magnification."""
+def pixel_sizes_A(columns: Columns) -> NDArray[np.float64]:
+    """rlnImagePixelSize (n,), or from RELION 3.0's detector pixel (um) and magnification; zero without a
+    magnification."""
+    table = columns.optics if columns.optics is not None else columns.particles
     if "rlnImagePixelSize" in table or "rlnDetectorPixelSize" not in table or "rlnMagnification" not in table:
         return columns.first(["rlnImagePixelSize"], [table], None)
     detector_um = columns.first(["rlnDetectorPixelSize"], [table], None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from flex_job.subsets import Subsets, divide
 from integration.relion.request import Request
 from integration.relion.rows import copy_rows
 from integration.relion.star import BadColumn, find_particles, read_star
-from integration.relion.write import read_latents
+from integration.relion.write import GAIN, read_latents
 from job_specs.parameters import ranges_in
 
 __all__ = ["select"]
@@ -43,7 +44,9 @@ def select(request: Request, problems: list[str], events: Events) -> None:
     if found or star is None:
         raise InputProblems(found)
     wanted, seed = request.parameters.select, request.parameters.run.seed
-    subsets = divide(latents, std, wanted.clusters, ranges_in(wanted.latents_range), wanted.min_probability, seed)
+    kept = _gaining(star, ranges_in(wanted.gain_range)) if wanted.gain_range.strip() else None
+    ranges = ranges_in(wanted.latents_range)
+    subsets = divide(latents, std, wanted.clusters, ranges, wanted.min_probability, seed, kept)
     events.check_stop()
     _write(request.folder, star, subsets, latents, events)
     draw_clusters(request.folder / "clusters.png", latents, subsets)
@@ -63,6 +66,19 @@ def _deviations(star: Path, dims: int) -> NDArray[np.float64]:
     if (std < 0).any():
         raise InputProblems([f"{star}: flexLatentStd columns hold negative numbers; expected standard deviations"])
     return std
+
+
+def _gaining(star: Path, ranges: Sequence[tuple[float, float]]) -> NDArray[np.bool_]:
+    """(n,) Whose likelihood gain lies in the one range. Raises InputProblems where the file does not say."""
+    table = find_particles(read_star(star))
+    if table is None or GAIN not in table:
+        raise InputProblems([f"gain_range: {star} has no column {GAIN}; expected the particles.star of a job refine"])
+    try:
+        gains = table.numbers(GAIN)
+    except BadColumn as error:
+        raise InputProblems([f"{star}: {error}"]) from None
+    low, high = ranges[0]
+    return (gains >= low) & (gains <= high)
 
 
 def _write(folder: Path, star: Path, subsets: Subsets, latents: NDArray[np.float64], events: Events) -> None:

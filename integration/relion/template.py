@@ -27,7 +27,7 @@ def parameter_rows(job: JobSpec) -> list[tuple[str, str]]:
     Raises ValueError when a job declares more main parameters than the form has rows.
     """
     rows = [(INPUT_FLAGS[entry.kind], "") for entry in job.inputs if entry.kind == "model"]
-    rows += [(declared.name, str(declared.default)) for _, declared in job.parameters() if declared.tier == "main"]
+    rows += [(declared.name, declared.default_text) for _, declared in job.parameters() if declared.tier == "main"]
     if len(rows) > ROWS:
         raise ValueError(f"{job.name} declares {len(rows)} rows for RELION's form; expected at most {ROWS}")
     return rows

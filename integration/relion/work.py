@@ -49,7 +49,7 @@ def _from_consensus(request: Request, problems: list[str], events: Events, group
         result = refine(consensus, request.parameters, request.folder, events, group)
         if group.is_first:
             write_fsc_star(request.folder / "fsc.star", result.rigid, result.flex, result.resolution)
-        model, summary = result.model, result.summary
+        model, summary, gains = result.model, result.summary, result.gains
     else:
         if request.job.name == "validate":
             _validate(consensus, request, events, group)
@@ -62,12 +62,19 @@ def _from_consensus(request: Request, problems: list[str], events: Events, group
         if request.job.name == "mesh":
             events.message(f"{len(run.mesh.vertices_A)} vertices and {len(run.mesh.cells)} cells in mesh.npz")
             return
-        model, summary = run.model, ()
+        model, summary, gains = run.model, (), None
         run.clean()
     if group.is_first:
         source = request.inputs["particles"]
         form = particle_format(source)
-        form.write_particles(source, request.folder / form.output, model.latents, model.latent_std)
+        form.write_particles(
+            source,
+            request.folder / form.output,
+            model.latents,
+            model.latent_std,
+            corrections=model.corrections,
+            gains=gains,
+        )
     for line in summary:
         events.message(line)
     if request.job.name == "refine":

@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 from flex_job.files import path_aside
 from flex_job.fsc import FscCurves
 from flex_job.input_files import read_input
+from flex_job.pose_corrections import PoseCorrections
 from flex_job.problems import InputProblems
 from flex_job.resolution import KINDS, ModelFsc, Resolution
+from integration.relion.pose_columns import pose_columns
 from integration.relion.rows import copy_rows
 from integration.relion.star import BadColumn, read_star, read_table
 
-__all__ = ["read_latents", "write_fsc_star", "write_particles"]
+__all__ = ["GAIN", "read_latents", "write_fsc_star", "write_particles"]
 
 # of an earlier run of ours; a cluster is one of the latents that are replaced
-OWN_LABEL = re.compile(r"flexLatent(Std)?\d+|flexClusterProbability")
+OWN_LABEL = r"flexLatent(Std)?\d+|flexClusterProbability|flexLikelihoodGain"
+GAIN = "flexLikelihoodGain"
 LATENT = re.compile("flexLatent([1-9][0-9]{0,3})")
 MODEL_PREFIXES = {"flex": "flexModel", "rigid": "flexRigidModel"}
 LOCAL = {"median_A": "Median", "percentile5_A": "Percentile5", "percentile95_A": "Percentile95"}
@@ -39,21 +42,30 @@ def write_particles(
     target_star: str | Path,
     latents: NDArray[np.floating],
     latent_std: NDArray[np.floating],
+    *,
+    corrections: PoseCorrections | None = None,
+    gains: NDArray[np.floating] | None = None,
 ) -> Path:
-    """Copy a particle STAR file, adding latents (n, K) and their standard deviations (n, K) as columns.
+    """Copy a particle STAR file, adding latents (n, K) and their standard deviations (n, K) as columns, and likelihood
+    gains (n,) where there are any.
 
     Every other byte of the file is kept: rows, order, columns, other tables, comments. Columns of an earlier run of
-    ours are replaced. Written aside and renamed, so source and target may be the same file. Raises ValueError when
-    the numbers of rows and latents differ, or a latent is not finite.
+    ours are replaced, and so are those of poses and contrasts that `corrections` refine (see `pose_columns`). Written
+    aside and renamed, so source and target may be the same file. Raises ValueError when the numbers of rows and latents
+    differ, or a value is not finite.
     """
     values = np.concatenate([np.atleast_2d(latents), np.atleast_2d(latent_std)], axis=1)
     count = values.shape[1] // 2
     if np.shape(latents) != np.shape(latent_std):
         raise ValueError(f"latents {np.shape(latents)} and latent_std {np.shape(latent_std)}: expected one shape")
-    if not np.isfinite(values).all():
+    columns = {} if corrections is None else pose_columns(source_star, corrections)
+    if gains is not None:
+        columns[GAIN] = np.asarray(gains, dtype=np.float64)
+    if not all(np.isfinite(each).all() for each in (values, *columns.values())):
         raise ValueError("latents or their standard deviations hold values that are not finite; nothing was written")
     names = [f"flexLatent{k + 1}" for k in range(count)] + [f"flexLatentStd{k + 1}" for k in range(count)]
-    return copy_rows(source_star, target_star, dict(zip(names, values.T, strict=True)), OWN_LABEL)
+    replaced = re.compile("|".join([OWN_LABEL, *columns]))
+    return copy_rows(source_star, target_star, dict(zip(names, values.T, strict=True)) | columns, replaced)
 
 
 def write_fsc_star(path: str | Path, rigid: FscCurves, flex: FscCurves, resolution: Resolution | None = None) -> Path:

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from flex_job.consensus import Consensus, OpticsGroup
 from flex_job.ctf import ctf, ctf_parameters, electron_wavelength, frequencies, odd_phase
 from flex_job.images import ImageReader
+from flex_job.pose_corrections import PoseCorrections
 from flex_job.problems import InputProblems
 from flex_job.volume import Volume
 from integration.cryosparc.aberrations import even_zernike, magnification, odd_zernike
@@ -386,6 +387,27 @@ def test_particles_come_back_with_latents_in_their_order(project: CsProject, tmp
     assert [name for name in fewer if "_1/" in name] == []
 
 
+def test_refined_poses_and_scales_are_alignments(project: CsProject, tmp_path: Path) -> None:
+    """What is read back is what was refined, in the engine's terms; the opposite corrections are not."""
+    rng = np.random.default_rng(5)
+    turn, shift = 0.1 * rng.normal(size=(60, 3)), 3 * rng.normal(size=(60, 2))
+    contrast = rng.uniform(0.5, 1.5, 60).astype(np.float32)
+    options = {"project": project.root, "map_path": project.job / "J2_003_volume_map.mrc"}
+    before, latents = read_consensus(project.particles, **options), np.zeros((60, 1))
+    for sign, holds in ((1, True), (-1, False)):
+        corrections = PoseCorrections((sign * turn).astype(np.float32), (sign * shift).astype(np.float32), contrast)
+        target = tmp_path / f"particles{sign}.cs"
+        write_particles(project.particles, target, latents, latents, corrections=corrections, gains=np.arange(60.0))
+        after = read_consensus(target, **options)
+        expected = before.rotations @ Rotation.from_rotvec(turn).as_matrix()
+        assert np.allclose(after.rotations, expected, atol=1e-5) == holds
+        assert np.allclose(after.origins_A - before.origins_A, shift, atol=1e-4) == holds
+        assert np.allclose(after.ctf_scale, before.ctf_scale * contrast, rtol=1e-5)
+    assert np.array_equal(read_cs(target)["flex_likelihood_gain/value"], np.arange(60))
+    again = read_cs(write_particles(target, tmp_path / "again.cs", latents, latents))
+    assert "flex_likelihood_gain/value" not in again
+
+
 @pytest.mark.parametrize("latents", [np.zeros((59, 2)), np.full((60, 2), np.nan)])
 def test_latents_that_do_not_fit_are_not_written(project: CsProject, tmp_path: Path, latents: Any) -> None:
     with pytest.raises(ValueError, match=r"60 particles|not finite"):
@@ -414,7 +436,8 @@ def test_the_command_line_reads_and_writes_them_without_a_server(
         def __init__(self, consensus: Consensus, *others: Any) -> None:
             assert consensus.latents is None and consensus.mask is not None
             latents = consensus.origins_A.astype(np.float32)
-            self.model = SimpleNamespace(latents=latents, latent_std=np.ones_like(latents))
+            std = np.ones_like(latents)
+            self.model = SimpleNamespace(latents=latents, latent_std=std, corrections=None)
 
         def clean(self) -> None: ...
 

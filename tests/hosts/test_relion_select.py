@@ -136,3 +136,19 @@ def test_relion_selects_the_same_by_class_number(selected: Path, run_relion: Cal
     assert theirs["particles"]["rlnImageName"].tolist() == ours["particles"]["rlnImageName"].tolist()
     assert "flexLatent2" in theirs["particles"].columns
     assert os.path.getsize("by_class.star") > 0
+
+
+def test_only_particles_that_the_motion_explains_better(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"o": "External/job049/", "in_parts": SOURCE, "clusters": "1", "gain_range": "0:"}
+    assert run("select", options) == 1
+    assert "no column flexLikelihoodGain" in capsys.readouterr().err
+    gains, latents = np.linspace(-1, 1, 120), read_latents(SOURCE)
+    with_gains = Path(SOURCE).with_name("gains.star")
+    write_particles(SOURCE, with_gains, latents, np.full_like(latents, 0.2), gains=gains)
+    options["in_parts"] = str(with_gains)
+    assert run("select", options) == 0
+    kept = starfile.read(Path(options["o"]) / "particles.star")["particles"]
+    assert np.allclose(kept["flexLikelihoodGain"], gains[gains >= 0])
+    for wrong, words in (("2:", "no particle's likelihood gain lies within"), ("0:1,2:3", "expected one range")):
+        assert run("select", options | {"gain_range": wrong}) == 1
+        assert words in capsys.readouterr().err

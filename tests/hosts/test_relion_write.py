@@ -10,6 +10,7 @@ import pytest
 import starfile
 
 from flex_job.fsc import FscCurves
+from flex_job.pose_corrections import PoseCorrections
 from flex_job.problems import InputProblems
 from integration.relion.write import read_latents, write_fsc_star, write_particles
 
@@ -115,6 +116,83 @@ def test_relion_keeps_the_latents(source: Path, tmp_path: Path, write_star: Any,
     write_particles(source, tmp_path / "particles.star", LATENTS, STD)
     run_relion("relion_star_handler", "--i", "particles.star", "--o", "out.star", cwd=tmp_path)
     assert np.allclose(read_latents(tmp_path / "out.star"), LATENTS, atol=1e-6)
+
+
+TURN = np.deg2rad([[3.0, -2.0, 5.0], [0.0, 0.0, 0.0], [-4.0, 1.0, 1.0]]).astype(np.float32)
+SHIFT = np.array([[2.0, -1.0], [0.0, 0.0], [0.5, 3.0]], np.float32)
+CONTRAST = np.array([0.8, 1.0, 1.3], np.float32)
+POSES = {
+    "rlnImageName": ["1@a.mrcs", "2@a.mrcs", "1@b.mrcs"],
+    "rlnAngleRot": [10.0, -120.0, 77.0],
+    "rlnAngleTilt": [30.0, 95.0, 170.0],
+    "rlnAnglePsi": [-40.0, 5.0, 160.0],
+}
+
+
+def seen(table: Any, origin: str, pixel_A: float, points: np.ndarray) -> np.ndarray:
+    """Where RELION sees `points` (m, 3): its matrix of rot, tilt and psi as in the source of Euler_angles2matrix, less
+    the origin that it would shift the image by."""
+    rot, tilt, psi = (np.deg2rad(table[f"rlnAngle{name}"].to_numpy()) for name in ("Rot", "Tilt", "Psi"))
+    cr, sr, ct, st, cp, sp = (f(angle) for angle in (rot, tilt, psi) for f in (np.cos, np.sin))
+    first = np.stack([cp * ct * cr - sp * sr, cp * ct * sr + sp * cr, -cp * st], axis=1)
+    second = np.stack([-sp * ct * cr - cp * sr, -sp * ct * sr + cp * cr, sp * st], axis=1)
+    origins = pixel_A * np.stack([table[origin.format(axis)].to_numpy() for axis in "XY"], axis=1)
+    return points @ np.stack([first, second], axis=2) - origins[:, None]
+
+
+@pytest.mark.parametrize("version", [3.0, 3.1])
+def test_refined_poses_show_the_turned_particle(tmp_path: Path, write_star: Any, version: float) -> None:
+    """RELION sees a point through the new columns where it saw the turned and shifted point through the old ones; with
+    the opposite turn or shift it does not."""
+    origin, pixel_A = ("rlnOrigin{}", 1.25) if version == 3.0 else ("rlnOrigin{}Angst", 1.0)
+    particles = POSES | {origin.format("X"): [1.0, 0.0, -2.0], origin.format("Y"): [0.0, 3.0, 0.5]}
+    optics = {"rlnOpticsGroup": 1, "rlnImagePixelSize": 1.5}
+    if version == 3.0:
+        particles |= {"rlnDetectorPixelSize": [5.0] * 3, "rlnMagnification": [40000.0] * 3}
+    else:
+        particles["rlnOpticsGroup"] = [1, 1, 1]
+    source = tmp_path / "in.star"
+    write_star(source, particles, None if version == 3.0 else optics)
+    points = np.random.default_rng(0).normal(0, 50, (20, 3))
+    angle = np.linalg.norm(TURN, axis=1)[:, None]
+    axis = TURN / np.where(angle > 0, angle, 1)  # Rodrigues' formula
+    turned = points * np.cos(angle)[..., None] + np.cross(axis[:, None], points) * np.sin(angle)[..., None]
+    turned += axis[:, None] * (points @ axis.T).T[..., None] * (1 - np.cos(angle))[..., None]
+
+    def read(path: Path) -> Any:
+        tables = starfile.read(path)
+        return tables if version == 3.0 else tables["particles"]
+
+    expected = seen(read(source), origin, pixel_A, turned) - SHIFT[:, None]
+    for sign, holds in ((1, True), (-1, False)):
+        target = tmp_path / f"out{sign}.star"
+        write_particles(source, target, LATENTS, STD, corrections=PoseCorrections(sign * TURN, sign * SHIFT))
+        table = read(target)
+        off = np.abs(seen(table, origin, pixel_A, points) - expected).max(axis=(1, 2))
+        assert (off < 1e-3).tolist() == [holds, True, holds]
+        assert table["rlnAngleTilt"].between(0, 180).all()
+        assert list(table).count("rlnAngleRot") == 1 and "rlnCtfScalefactor" not in table
+
+
+def test_refined_contrasts_and_gains_are_columns(source: Path, tmp_path: Path, write_star: Any) -> None:
+    write_star(
+        source, POSES | {"rlnCtfScalefactor": [1.0, 0.5, 1.0], "rlnOpticsGroup": [1, 1, 1]}, {"rlnOpticsGroup": 1}
+    )
+    still = np.zeros_like(TURN), np.zeros_like(SHIFT)
+    corrections = PoseCorrections(*still, CONTRAST)
+    gains = np.array([3.5, -0.25, 0.0])
+    write_particles(source, tmp_path / "out.star", LATENTS, STD, corrections=corrections, gains=gains)
+    table = starfile.read(tmp_path / "out.star")["particles"]
+    assert np.allclose(table["rlnCtfScalefactor"], [0.8, 0.5, 1.3])
+    assert np.array_equal(table["rlnAngleRot"], POSES["rlnAngleRot"])  # not refined, not touched
+    assert np.array_equal(table["flexLikelihoodGain"], gains)
+    again = write_particles(tmp_path / "out.star", tmp_path / "again.star", LATENTS, STD)
+    assert "flexLikelihoodGain" not in again.read_text()
+    with pytest.raises(ValueError, match="not finite"):
+        write_particles(source, tmp_path / "out.star", LATENTS, STD, gains=gains * np.nan)
+    with pytest.raises(ValueError, match="of 2 particles"):
+        short = PoseCorrections(TURN[:2], SHIFT[:2])
+        write_particles(source, tmp_path / "out.star", LATENTS, STD, corrections=short)
 
 
 def test_fsc_curves(tmp_path: Path) -> None:

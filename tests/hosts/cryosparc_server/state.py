@@ -21,6 +21,7 @@ SLOT_FIELDS = {
     **{name: FILE for name in ("map", "map_half_A", "map_half_B", "mask_refine", "mask")},
     "mesh": [("path", "O"), ("psize_A", "f4")],
     "components": [("component", "u4"), ("value", "f4")],
+    "alignments3D": [("pose", "3f4"), ("shift", "2f4"), ("psize_A", "f4"), ("alpha", "f4"), ("split", "u4")],
 }
 Table = dict[str, NDArray[Any]]
 
