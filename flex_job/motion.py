@@ -11,7 +11,7 @@ from flex_job.model import FlexModel
 from flex_job.operator import VoxelDomain, voxel_domain
 from flex_job.volume import Volume
 
-__all__ = ["Motion", "molecule_weights", "motion_amplitude", "motion_uncertainty"]
+__all__ = ["Motion", "molecule_weights", "motion_amplitude", "motion_error", "motion_uncertainty"]
 
 SAMPLE = 1000  # particles
 UNCERTAIN = 400  # of them, each with a field for each latent
@@ -48,9 +48,14 @@ def motion_uncertainty(model: FlexModel, between_A: Floats | None = None, seed: 
     domain = _domain(model)
     square = _square(domain, fields.reshape(-1, *fields.shape[2:]), len(sample))
     if between_A is not None:
-        vertices, weights = domain.weights()
-        square += (weights * np.square(between_A)[vertices]).sum(axis=1)
+        square += _between_vertices(domain, between_A)
     return _motion(model, domain, square)
+
+
+def motion_error(model: FlexModel, between_A: Floats) -> Motion:
+    """The error `between_A` (V,) of the motion at each vertex, in angstroms, carried to the voxels."""
+    domain = _domain(model)
+    return _motion(model, domain, _between_vertices(domain, between_A))
 
 
 def molecule_weights(model: FlexModel) -> NDArray[np.float64]:
@@ -64,6 +69,12 @@ def molecule_weights(model: FlexModel) -> NDArray[np.float64]:
 
 def _domain(model: FlexModel) -> VoxelDomain:
     return voxel_domain(model.mesh, model.support, 0.5)
+
+
+def _between_vertices(domain: VoxelDomain, error_A: Floats) -> NDArray[np.float64]:
+    """The square at each voxel of what (V,) is known at the vertices."""
+    vertices, weights = domain.weights()
+    return (weights * np.square(error_A)[vertices]).sum(axis=1)
 
 
 def _square(domain: VoxelDomain, fields: Floats, count: int) -> NDArray[np.float64]:

@@ -15,20 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flex_job.band import Band
 from flex_job.cache_parts import is_intact
 from flex_job.calibration import Calibration
+from flex_job.candidates import candidate_gains, sample_size
 from flex_job.checkpoint import Checkpoint
-from flex_job.choose import Choice, choose, is_open
+from flex_job.choose import FEWEST, Choice, choose, is_open
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
+from flex_job.files import written_aside
 from flex_job.fourier import fourier_resize, low_pass
 from flex_job.fsc import FscCurves
 from flex_job.half_maps import half_map_curves, map_files, write_half_maps
 from flex_job.independent import agreement, half_stack, with_latents_of_all
 from flex_job.latent_calibration import calibrated, told
+from flex_job.likelihood_gain import likelihood_gains, told_gains
 from flex_job.lock import FolderLock
 from flex_job.manifest import Manifest, key_of, versions
 from flex_job.mask import automatic_mask
@@ -36,21 +40,24 @@ from flex_job.memory import MemoryPlan
 from flex_job.mesh import TetMesh, build_mesh, draw_mesh
 from flex_job.model import FlexModel
 from flex_job.particles import ParticleStack
+from flex_job.pose_corrections import PoseCorrections
+from flex_job.pose_refinement import refine_poses
 from flex_job.prep import prepare, restore
 from flex_job.problems import InputProblems
 from flex_job.reconstruct import reconstruct
 from flex_job.resolution import Resolution, resolution_files, write_resolution
 from flex_job.resources import job_sizes, plan_job
-from flex_job.run_report import REPORT_FILES, write_run_report
+from flex_job.run_report import report_files, write_run_report
 from flex_job.settings import StageSettings, check_settings
 from flex_job.train import Trainer, train
-from flex_job.validation import Verdict, candidate_gains, validate, write_verdict
+from flex_job.validation import Verdict, validate, write_verdict
 from flex_job.volume import Volume, read_volume, write_volume
+from job_specs.parameter import settled
 from job_specs.parameters import RefineParameters, TrainParameters
 
 __all__ = ["MODELS", "RefineResult", "Refinement", "refine"]
 
-VALIDATION = "validation.json"
+VALIDATION, GAINS = "validation.json", "likelihood_gain.npy"
 MODELS = ("flex_model.pt", "flex_model_half2.pt")
 AGREED_FSC = 0.8
 """Two models of the motion start from a map up to where the rigid half-maps agree by this (RELION makes phases random
@@ -59,12 +66,14 @@ from there on): beyond, the consensus may hold detail that came into both halves
 
 @dataclass(frozen=True)
 class RefineResult:
-    """What the host writes back: the model with its latents, FSC curves without and with motion, a summary."""
+    """What the host writes back: the model with its latents, FSC curves without and with motion, what each particle
+    gains by the motion (n,) in nats, a summary."""
 
     model: FlexModel
     rigid: FscCurves
     flex: FscCurves
     resolution: Resolution
+    gains: NDArray[np.float64]
     summary: tuple[str, ...]
 
 
@@ -306,9 +315,9 @@ class Refinement:
             start = self._agreed_map(whole) if independent else None
             with self.stage("train", [path.name for path in paths]) as results:
                 if start is None:
-                    models = [train(whole, self.consensus.latents)]
+                    models = [self._with_refined_poses(whole, train(whole, self.consensus.latents))]
                 else:
-                    models = [self._train_half(half, whole, start, checkpoint) for half in (1, 2)]
+                    models = self._train_halves(whole, start, checkpoint)
                     agreed = agreement(models[0], models[1], self.parameters.run.seed)
                     self.events.message(str(agreed))
                     results["agreement"] = agreed.record()
@@ -326,14 +335,24 @@ class Refinement:
         asked = self.parameters.train
         if not is_open(asked):
             return
-        if self.is_due("choose"):
-            gains_of = candidate_gains(self)
-            with self.stage("choose", []) as results:
-                results.update(choose(asked, gains_of).record())
-        choice = self.group.first_does(lambda: Choice.of(dict(self.manifest.results("choose"))))
-        self.events.message(str(choice))
-        chosen = replace(asked, latent_dims=choice.latent_dims, rigidity=choice.rigidity)
+        if len(self.consensus) < FEWEST:
+            chosen = settled(asked)
+            self.events.message(
+                f"{len(self.consensus)} particles are too few to choose settings by ({FEWEST} are needed): latent_dims "
+                f"{chosen.latent_dims}, rigidity {chosen.rigidity:g}, band_end {chosen.band_end:g} and epochs "
+                f"{chosen.epochs} are used"
+            )
+        else:
+            if self.is_due("choose"):
+                gains_of = candidate_gains(self)
+                with self.stage("choose", []) as results:
+                    results.update(choose(asked, gains_of).record())
+            choice = self.group.first_does(lambda: Choice.of(self.manifest.results("choose")))
+            chosen = choice.applied(asked, sample_size(len(self.consensus)) / len(self.consensus))
+            self.events.message(f"{choice} of the sample, {chosen.epochs} of all particles")
         self.parameters, self._plan = replace(self.parameters, train=chosen), None
+        if self.group.is_first:
+            self.manifest.describe(parameters=asdict(self.parameters))
 
     @property
     def model(self) -> FlexModel:
@@ -355,13 +374,36 @@ class Refinement:
         self.events.message(f"both motion models start from the consensus map at {limit_A:.1f} A")
         return low_pass(whole.map, 1 / limit_A)
 
-    def _train_half(self, half: int, whole: Trainer, start: Volume, checkpoint: Checkpoint) -> FlexModel:
-        """A model of the particles of one half-set, then with latents of all."""
-        trainer = self._half_trainer(half, whole.stack, start, checkpoint.part(f"half{half}"))
-        own = np.flatnonzero(whole.stack.halves == half)
-        given = self.consensus.latents
-        model = train(trainer, None if given is None else given[own])
-        return with_latents_of_all(whole, model, own)
+    def _train_halves(self, whole: Trainer, start: Volume, checkpoint: Checkpoint) -> list[FlexModel]:
+        """A model of the particles of each half-set, then both with latents of all."""
+        places = [np.flatnonzero(whole.stack.halves == half) for half in (1, 2)]
+        models = []
+        for half, own in zip((1, 2), places, strict=True):
+            trainer = self._half_trainer(half, whole.stack, start, checkpoint.part(f"half{half}"))
+            given = self.consensus.latents
+            model = train(trainer, None if given is None else given[own])
+            models.append(self._with_refined_poses(trainer, model, own))
+        found = [model.corrections for model in models if model.corrections is not None]
+        corrections = PoseCorrections.joined(found, places) if found else None
+        models = [replace(model, corrections=corrections) for model in models]
+        whole.stack = self.corrected(whole.stack, models[0])
+        return [with_latents_of_all(whole, model, own) for model, own in zip(models, places, strict=True)]
+
+    def _with_refined_poses(
+        self, trainer: Trainer, model: FlexModel, own: NDArray[np.int64] | None = None
+    ) -> FlexModel:
+        """The model with refined poses and contrasts, if asked for, of its particles, which are `own` of the job's."""
+        p, contrast = self.parameters.train, self.training_particles[1].contrast
+        if not (p.refine_poses or p.refine_scale):
+            return model
+        relative = contrast if own is None else contrast[own]
+        return refine_poses(trainer, model, relative, poses=p.refine_poses, scale=p.refine_scale)
+
+    def corrected(self, stack: ParticleStack, model: FlexModel) -> ParticleStack:
+        """The job's particles with the poses and contrasts that the model's training refined, if it did."""
+        if model.corrections is None:
+            return stack
+        return model.corrections.applied(stack, self.training_particles[1].contrast)
 
     def _half_trainer(
         self, half: int, stack: ParticleStack, start: Volume | None, checkpoint: Checkpoint | None
@@ -403,6 +445,8 @@ class Refinement:
             known: Sequence[FlexModel] | None = vars(self).get("models")  # trained or given, not for the plan alone
             plan = self.memory_plan(known[0].mesh if known else None)
             stack, support = self.full_particles, fourier_resize(self.mask, self.full_box)
+            if models is not None:
+                stack = self.corrected(stack, models[0])
             checkpoint = self.checkpoint(kind)
             with self.stage(kind, map_files(kind)) as results:
                 halves = reconstruct(
@@ -422,6 +466,24 @@ class Refinement:
             if self.group.is_first:
                 checkpoint.clear()
         return self.group.first_does(lambda: half_map_curves(self.folder, kind, self.mask))
+
+    @property
+    def likelihood_gains(self) -> NDArray[np.float64]:
+        """(n,) nats by which the motion explains each particle better than the rigid map: see `likelihood_gain`."""
+        path = self.folder / GAINS
+        if self.is_due("gain"):
+            models, trainer = self.models, self.trainer()
+            trainer.stack = self.corrected(trainer.stack, models[0])
+            with self.stage("gain", [GAINS]):
+                rigid, flex = (
+                    [read_volume(self.folder / name) for name in map_files(kind)[:2]] for kind in ("rigid", "flex")
+                )
+                gains = likelihood_gains(trainer, models, rigid, flex)
+                self.events.message(told_gains(gains))
+                if self.group.is_first:
+                    with written_aside(path) as file:
+                        np.save(file, gains)
+        return self.group.first_does(lambda: np.load(path, allow_pickle=False))
 
     def resolution(self, rigid: FscCurves, flex: FscCurves) -> Resolution:
         """Local resolution, FSC in the user's masks and with an atomic model, of the half-maps of both kinds."""
@@ -444,7 +506,7 @@ class Refinement:
             if self.is_due("prep"):  # the report reads its record
                 self.training_particles  # noqa: B018
             between_A = agreement(*self.models, self.parameters.run.seed).error_A if len(self.models) == 2 else None
-            with self.stage("report", REPORT_FILES) as results:
+            with self.stage("report", report_files(len(self.models))) as results:
                 results["summary"] = self.group.first_does(
                     lambda: write_run_report(
                         self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex, between_A
@@ -473,6 +535,7 @@ def refine(
     rigid = run.half_maps("rigid", None)
     flex = run.half_maps("flex", models)
     resolution = run.resolution(rigid, flex)
+    gains = run.likelihood_gains
     summary = run.report(rigid, flex)
     run.clean()
-    return RefineResult(models[0], rigid, flex, resolution, summary)
+    return RefineResult(models[0], rigid, flex, resolution, gains, summary)

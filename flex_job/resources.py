@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from flex_job.choose import LARGEST_K
+from flex_job.choose import at_most
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.levels import march_box
@@ -30,7 +30,7 @@ def job_sizes(
     device: str,
 ) -> Sizes:
     """Sizes of a job with that mesh; without one, of the rigid half-maps alone."""
-    train = parameters.train
+    train = at_most(parameters.train)
     part = float((mask.data > MASK_LEVEL).mean())
 
     def grid(box: int, fraction: float, of: int, oversampling: int = 1) -> Grid:
@@ -42,7 +42,7 @@ def job_sizes(
     return Sizes(
         particles=len(consensus),
         batch=train.batch,
-        latent_dims=train.latent_dims or LARGEST_K,
+        latent_dims=train.latent_dims,
         flow_layers=train.flow_layers,
         flow_units=train.flow_units,
         vertices=len(mesh.vertices_A) if mesh else 4,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.calibration import Calibration
+from flex_job.choose import Choice
 from flex_job.consensus import Consensus
 from flex_job.fsc import FscCurves
 from flex_job.generate import frames, latent_path
@@ -15,18 +16,25 @@ from flex_job.independent import agreement_sentence
 from flex_job.latent_calibration import told
 from flex_job.manifest import Manifest, versions
 from flex_job.model import FlexModel
-from flex_job.motion import Motion, motion_amplitude, motion_uncertainty
+from flex_job.motion import Motion, motion_amplitude, motion_error, motion_uncertainty
 from flex_job.report import ReportData, Stage, write_report
 from flex_job.resolution import KINDS, Resolution, locres_file
 from flex_job.validation import Verdict
 from flex_job.volume import Volume, read_volume, write_volume
+from job_specs.parameter import settled
 from job_specs.parameters import RefineParameters
 
-__all__ = ["REPORT_FILES", "summary_lines", "write_run_report"]
+__all__ = ["REPORT_FILES", "report_files", "summary_lines", "write_run_report"]
 
 FRAMES = 7
-MOTION, UNCERTAINTY = "motion_amplitude.mrc", "motion_uncertainty.mrc"
+MOTION, UNCERTAINTY, ERROR = "motion_amplitude.mrc", "motion_uncertainty.mrc", "motion_error.mrc"
 REPORT_FILES = ("logfile.pdf", "report.html", MOTION, UNCERTAINTY)
+"""Those of every run; ERROR is there too where there are two motion models."""
+
+
+def report_files(models: int) -> tuple[str, ...]:
+    """Names of all that `write_run_report` writes of so many motion models."""
+    return (*REPORT_FILES, ERROR) if models > 1 else REPORT_FILES
 
 
 def write_run_report(
@@ -39,12 +47,15 @@ def write_run_report(
     flex: FscCurves,
     between_A: NDArray[np.floating] | None = None,
 ) -> tuple[str, ...]:
-    """REPORT_FILES beside the manifest, of complete stages; returns the lines of the summary. `between_A` (V,) is the
+    """`report_files` beside the manifest, of complete stages; returns the lines of the summary. `between_A` (V,) is the
     error of the motion model at each vertex, where there are two to tell."""
     folder = manifest.path.parent
     motion = motion_amplitude(model, parameters.run.seed)
     uncertainty = motion_uncertainty(model, between_A, parameters.run.seed)
-    for name, found in ((MOTION, motion), (UNCERTAINTY, uncertainty)):
+    maps = {MOTION: motion, UNCERTAINTY: uncertainty}
+    if between_A is not None:
+        maps[ERROR] = motion_error(model, between_A)
+    for name, found in maps.items():
         write_volume(folder / name, np.nan_to_num(found.volume.data), found.volume.pixel_size_A)
     summary = summary_lines(rigid, flex, motion.mean_A, motion.largest_A, consensus.map.pixel_size_A)
     path = latent_path(model.latents, 0, FRAMES)
@@ -86,17 +97,24 @@ def write_run_report(
         flex_bfactor_A2=kept["flex"]["bfactor_A2"],
         frames=list(frames(model, model.map, path)),
         frame_latents=path[:, 0],
-        training_limit_A=2 * model.map.pixel_size_A / parameters.train.band_end,
+        training_limit_A=2 * model.map.pixel_size_A / settled(parameters.train).band_end,
         learning=dict(zip(model.history_names, model.history.T, strict=True)),
         parameters=asdict(parameters),
         versions=versions(),
         motion_mean_A=motion.mean_A,
+        choice=_choice(manifest),
         independent_halves=between_A is not None,
         verdict=[*_verdict(manifest), *_uncertainty(manifest, uncertainty, between_A is not None)],
         notes=notes,
     )
     write_report(data, folder)
     return summary
+
+
+def _choice(manifest: Manifest) -> Choice | None:
+    """The settings that the data chose, where they were asked."""
+    found = manifest.record["stages"].get("choose", {}).get("results")
+    return Choice.of(found) if found else None
 
 
 def _verdict(manifest: Manifest) -> list[str]:

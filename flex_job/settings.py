@@ -19,6 +19,7 @@ from typing import Any
 from flex_job.consensus import Consensus
 from flex_job.manifest import Manifest, file_hash, stacks_hash
 from flex_job.problems import InputProblems
+from job_specs.parameter import as_written
 from job_specs.parameters import RefineParameters, names_in
 
 __all__ = ["StageSettings", "check_settings"]
@@ -26,7 +27,7 @@ __all__ = ["StageSettings", "check_settings"]
 MASK = ("mask_lowpass", "mask_threshold", "mask_dilate", "mask_soft")
 FILES = ("zero_motion_mask", "segmentation", "mesh")  # parameters of the mesh that name one
 FSC_FILES = "content of fsc_masks and model_fsc"
-HALF_MAP_STAGES = ("prep_full", "rigid", "flex", "resolution", "report")
+HALF_MAP_STAGES = ("prep_full", "rigid", "flex", "gain", "resolution", "report")
 
 
 class StageSettings:
@@ -69,8 +70,8 @@ class StageSettings:
     def train(self) -> dict[str, Any]:
         if self.model:
             return self.inputs | {"input model": self.model}
-        own = asdict(self.parameters.train)
-        path = own.pop("latent_file")
+        own = as_written(self.parameters.train)
+        path = str(own.pop("latent_file"))
         contents = {"content of latent_file": file_hash(Path(path))} if path else {}
         return self.mesh | self.prep | own | contents
 
@@ -89,6 +90,8 @@ class StageSettings:
     @property
     def flex(self) -> dict[str, Any]:
         return self.train | self.rigid
+
+    gain = flex
 
     @property
     def resolution(self) -> dict[str, Any]:

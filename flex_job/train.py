@@ -39,6 +39,7 @@ from flex_job.rigidity import Rigidity
 from flex_job.shards import Index, epoch_batches
 from flex_job.solver import moved_vertices
 from flex_job.volume import Volume
+from job_specs.parameter import settled
 from job_specs.parameters import TrainParameters
 
 __all__ = ["HISTORY", "Trainer", "train"]
@@ -76,6 +77,7 @@ class Trainer:
         """`consensus_map` in the stack's units of density and box; `mask` its mask (same box). Works on the device of
         `group`, by default one process on the CPU. See `make_operator` for `tf32`. Minibatches larger than
         `micro_batch` are gone through in parts, those of the linear start with `start_batch`; 0 is without limit."""
+        parameters = settled(parameters)
         self.stack, self.mesh, self.parameters, self.events = stack, mesh, parameters, events
         self.kept_aside = held_out(len(stack), parameters.held_out, seed)
         self.seed, self.checkpoint = seed, checkpoint

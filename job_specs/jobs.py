@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from job_specs.parameter import Parameter, parameters_of, parse
-from job_specs.parameters import RefineParameters, problems
+from job_specs.parameters import RefineParameters, names_in, problems
 
 __all__ = ["JOBS", "Input", "JobSpec", "Output", "build", "near_matches", "pick"]
 
@@ -96,6 +96,7 @@ REPORT_FILES = (
     Output("report.html", "report", "Report in one self-contained page"),
     Output("motion_amplitude.mrc", "report", "How far each voxel moves over the particles (A, root mean square)"),
     Output("motion_uncertainty.mrc", "report", "How uncertain that is of a single particle (A, root mean square)"),
+    Output("motion_error.mrc", "report", "How far two models of the motion disagree (A; with independent_halves)"),
 )
 MANIFEST = Output("manifest.json", "table", "Hashes of inputs, parameters, versions, seeds, seconds and memory")
 
@@ -216,6 +217,8 @@ def build(
     values = from_config | from_flags
     if (values.get("latent_columns") or values.get("latent_file")) and "latent_start" not in values:
         values["latent_start"] = "columns"
+    if values.get("latent_columns") and not values.get("latent_dims"):
+        values["latent_dims"] = len(names_in(str(values["latent_columns"])))
     defaults = RefineParameters()
     groups = {}
     for entry in fields(defaults):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, cast
 
-__all__ = ["Parameter", "check", "parameter", "parameters_of", "parse"]
+__all__ = ["AUTO", "Parameter", "as_written", "check", "parameter", "parameters_of", "parse", "settled"]
 
+Group = TypeVar("Group")
 Value = int | float | bool | str
 Tier = Literal["main", "advanced"]
 
+AUTO = "auto"
 YES = frozenset({"yes", "true", "on", "1"})
 NO = frozenset({"no", "false", "off", "0"})
 KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}
@@ -26,7 +28,8 @@ class Parameter:
 
     `bounds` are inclusive, None is open. `tier` main is what most users look at; RELION's ten rows come from it.
     `cryosparc` is what cryoSPARC's forms call the same quantity, empty when there is none. `file` says that the text
-    names a file that has to exist.
+    names a file that has to exist. Where the data may choose, users write auto and the value is 0; `auto` is what is
+    taken where they cannot.
     """
 
     name: str
@@ -38,11 +41,23 @@ class Parameter:
     tier: Tier = "advanced"
     cryosparc: str = ""
     file: bool = False
+    auto: float | None = None
 
     @property
     def kind(self) -> type:
         """int, float, bool or str: the type of the default."""
         return type(self.default)
+
+    def is_auto(self, value: object) -> bool:
+        """Whether the data are to choose."""
+        return self.auto is not None and value == 0
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user writes it."""
+        if self.kind is bool:
+            return "yes" if self.default else "no"
+        return AUTO if self.is_auto(self.default) else str(self.default)
 
     @property
     def expected(self) -> str:
@@ -57,7 +72,7 @@ class Parameter:
             (True, True): f" from {low:g} to {high:g}" if low is not None and high is not None else "",
         }[(low is not None, high is not None)]
         unit = f" ({self.unit})" if self.unit else ""
-        return KIND_NAMES[self.kind] + limits + unit
+        return (f"{AUTO} or " if self.auto is not None else "") + KIND_NAMES[self.kind] + limits + unit
 
     def problem(self, value: object) -> str | None:
         """What is wrong with a typed value, with what to try; None when nothing is."""
@@ -68,7 +83,7 @@ class Parameter:
         if isinstance(value, (int, float)) and self.kind is not bool:
             low, high = self.bounds
             inside = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
-            if not inside:
+            if not inside and not self.is_auto(value):
                 return self._complaint(value)
         return None
 
@@ -78,7 +93,7 @@ class Parameter:
 
     def _complaint(self, value: object) -> str:
         given = repr(value) if isinstance(value, str) else value
-        default = f"{self.default!r}" if isinstance(self.default, str) else f"{self.default}"
+        default = f"{self.default!r}" if isinstance(self.default, str) else self.default_text
         return f"{self.name}: {given} was given; expected {self.expected}; the default is {default}"
 
 
@@ -92,6 +107,7 @@ def parameter(
     tier: Tier = "advanced",
     cryosparc: str = "",
     file: bool = False,
+    auto: float | None = None,
 ) -> Any:
     """Declare a parameter as a field of a frozen dataclass; see `Parameter` for the arguments."""
     declaration = {
@@ -102,6 +118,7 @@ def parameter(
         "tier": tier,
         "cryosparc": cryosparc,
         "file": file,
+        "auto": auto,
     }
     return field(default=default, metadata={"declaration": declaration})
 
@@ -113,6 +130,24 @@ def parameters_of(group: Any) -> tuple[Parameter, ...]:
         for entry in fields(group)
         if "declaration" in entry.metadata
     )
+
+
+def settled(group: Group) -> Group:
+    """`group` with the usual values where the data were to choose."""
+    usual = {
+        declared.name: declared.kind(declared.auto)
+        for declared in parameters_of(group)
+        if declared.is_auto(getattr(group, declared.name))
+    }
+    return replace(group, **usual)  # type: ignore[type-var]
+
+
+def as_written(group: Any) -> dict[str, Value]:
+    """The values of `group` by name, as a user writes them: auto where the data are to choose."""
+    return {
+        declared.name: AUTO if declared.is_auto(getattr(group, declared.name)) else getattr(group, declared.name)
+        for declared in parameters_of(group)
+    }
 
 
 def check(instance: Any) -> list[str]:
@@ -127,7 +162,8 @@ def parse(declared: Parameter, given: object) -> Value:
     Text is converted, a list becomes comma-separated text where text is expected, a whole float becomes an int.
     Raises ValueError with what was given and what was expected.
     """
-    value = _convert(declared.kind, given)
+    is_auto = declared.auto is not None and str(given).strip().lower() == AUTO
+    value = declared.kind(0) if is_auto else _convert(declared.kind, given)
     problem = declared.problem(value)
     if problem is not None:
         raise ValueError(problem)

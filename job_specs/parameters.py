@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from job_specs.parameter import check, parameter
+from job_specs.parameter import check, parameter, settled
 
 __all__ = [
     "GenerateParameters",
@@ -129,23 +129,26 @@ class TrainParameters:
     """The motion model and how it is learned."""
 
     latent_dims: int = parameter(
-        2,
-        help="Number of latent coordinates of each particle; 0 lets held-out images choose",
-        bounds=(0, 16),
+        0,
+        help="Number of latent coordinates of each particle",
+        bounds=(1, 16),
+        auto=2,
         tier="main",
         cryosparc="number of latents",
     )
     rigidity: float = parameter(
-        2.0,
-        help="Strength of the prior for locally rigid motion, lower allows more bending; 0 lets held-out images choose",
-        bounds=(0, 1000),
+        0.0,
+        help="Strength of the prior for locally rigid motion, lower allows more bending",
+        bounds=(0.001, 1000),
+        auto=4.0,
         tier="main",
         cryosparc="rigidity",
     )
     epochs: int = parameter(
-        12,
+        0,
         help="Passes through all particles",
         bounds=(1, 1000),
+        auto=12,
         tier="main",
         cryosparc="epochs",
     )
@@ -184,7 +187,7 @@ class TrainParameters:
         "adam", help="Optimiser of the flow: Adam, or SGD with Nesterov momentum", choices=("adam", "nesterov")
     )
     flow_learning_rate: float = parameter(
-        1e-3, help="Learning rate of the flow", bounds=(1e-8, 1), cryosparc="learning rate (flow)"
+        3e-3, help="Learning rate of the flow", bounds=(1e-8, 1), cryosparc="learning rate (flow)"
     )
     fixed_latent_epochs: int = parameter(
         2, help="First epochs in which the starting latents stay as they are", bounds=(0, 1000)
@@ -200,12 +203,20 @@ class TrainParameters:
     independent_halves: bool = parameter(
         False, help="Train two motion models, one per half-set, so that the half-maps share none; takes no longer"
     )
-    batch: int = parameter(200, help="Particles in a minibatch", bounds=(1, 100_000))
+    refine_poses: bool = parameter(
+        False,
+        help="After the training refine angles and shifts of each particle under its motion; what is found of their "
+        "errors comes from the images, so exact poses stay",
+    )
+    refine_scale: bool = parameter(
+        False, help="After the training refine the contrast of each particle with its own moved map"
+    )
+    batch: int = parameter(100, help="Particles in a minibatch", bounds=(1, 100_000))
     band_start: float = parameter(
         0.3, help="Band limit at the first epoch, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
     )
     band_end: float = parameter(
-        0.8, help="Final band limit, as a fraction of the training box's Nyquist", bounds=(0.02, 1)
+        0.0, help="Final band limit, as a fraction of the training box's Nyquist", bounds=(0.02, 1), auto=0.8
     )
     band_epochs: float = parameter(0.9, help="Fraction of the epochs over which the band limit rises", bounds=(0, 1))
 
@@ -231,12 +242,12 @@ class ReconstructParameters:
     )
     max_iterations: int = parameter(
         40,
-        help="Most L-BFGS iterations per half-map; the tolerance usually stops earlier",
+        help="Most iterations of the half-maps, a pass through the particles each; the tolerance usually stops earlier",
         bounds=(1, 1000),
         cryosparc="L-BFGS iterations",
     )
     tolerance: float = parameter(
-        1e-3, help="Stop when an iteration lowers the loss by less than this fraction", bounds=(0, 1)
+        0.01, help="Stop when an iteration changes no shell of the half-maps' FSC by more than this", bounds=(0, 1)
     )
     oversampling: int = parameter(2, help="Fourier padding of projections and of the rigid baseline", bounds=(1, 4))
     bfactor: float = parameter(
@@ -299,6 +310,11 @@ class SelectParameters:
         help="Latents to keep, low:high for each in turn, as in -1:0.5,:1; a side left empty is open",
         tier="main",
     )
+    gain_range: str = parameter(
+        "",
+        help="Likelihood gain over a rigid map to keep in nats (flexLikelihoodGain), low:high, as in 0:; a side left "
+        "empty is open",
+    )
     min_probability: float = parameter(
         0.0,
         help="Leave out particles that belong to their cluster, by their latents' uncertainty, less surely than this",
@@ -333,14 +349,25 @@ class RunParameters:
 
 @dataclass(frozen=True)
 class SimulateParameters:
-    """A simulated data set of a moving antibody, as a RELION project."""
+    """A simulated data set of a moving molecule, as a RELION project."""
 
     motion: str = parameter(
         "one_hinge",
-        help="What moves: one Fab arm, both independently, or nothing",
-        choices=("one_hinge", "two_hinges", "none"),
+        help="What moves: one Fab arm of an antibody, both independently, or nothing; or two or three domains of a "
+        "spliceosome",
+        choices=("one_hinge", "two_hinges", "none", "two_domains", "three_domains"),
         tier="main",
     )
+    structure: str = parameter(
+        "", help="Structure (PDB or mmCIF) to simulate in place of these; domains says what moves", file=True
+    )
+    domains: str = parameter(
+        "",
+        help="Chains, with or without residues, that turn together and by how many degrees either way, as in "
+        "A+B:15; C(20-110):10; of the structure, or of the spliceosome where none is given",
+    )
+    micelle: bool = parameter(False, help="Put the part that does not move into a detergent micelle")
+    two_states: bool = parameter(False, help="Particles at either end of each motion and none between")
     particles: int = parameter(6000, help="Number of particles", bounds=(10, 10_000_000), tier="main")
     box: int = parameter(64, help="Box of the particle images", unit="px", bounds=(16, 1024), tier="main")
     pixel_size: float = parameter(4.0, help="Pixel size", unit="A", bounds=(0.1, 20), tier="main")
@@ -349,6 +376,9 @@ class SimulateParameters:
         help="Signal-to-noise ratio: variance of the signal over that of the noise",
         bounds=(1e-6, 1e6),
         tier="main",
+    )
+    pose_error: float = parameter(
+        0.0, help="Standard deviation of the poses' errors, about each axis", unit="degrees", bounds=(0, 180)
     )
     seed: int = parameter(0, help="Seed of everything random", bounds=(0, 2**31 - 1))
 
@@ -406,9 +436,15 @@ def problems(parameters: RefineParameters) -> list[str]:
         ranges_in(parameters.select.latents_range)
     except ValueError as error:
         found.append(f"latents_range: {error}")
+    try:
+        if len(ranges_in(parameters.select.gain_range)) > 1:
+            found.append(f"gain_range: {parameters.select.gain_range!r} was given; expected one range low:high")
+    except ValueError as error:
+        found.append(f"gain_range: {error}")
     found += check(parameters.run)
-    if train.band_start > train.band_end:
-        found.append(f"band_start: {train.band_start} was given; expected at most band_end, which is {train.band_end}")
+    band_end = settled(train).band_end
+    if train.band_start > band_end:
+        found.append(f"band_start: {train.band_start} was given; expected at most band_end, which is {band_end}")
     columns = names_in(train.latent_columns)
     if train.latent_start == "columns" and not columns and not train.latent_file:
         found.append(
@@ -417,8 +453,8 @@ def problems(parameters: RefineParameters) -> list[str]:
         )
     if columns and train.latent_file:
         found.append("latent_columns and latent_file were both given; expected one of them")
-    if train.latent_dims == 0 and (columns or train.latent_file):
-        found.append("latent_dims: 0 was given with latents to start from; expected their number, there is no choice")
+    if train.latent_dims == 0 and train.latent_file:
+        found.append("latent_dims: auto with a latent_file; expected how many latents to start from, it is no choice")
     elif columns and train.latent_start == "columns" and len(columns) != train.latent_dims:
         found.append(
             f"latent_columns: {len(columns)} given ({', '.join(columns)}); expected one per latent, "

@@ -50,6 +50,9 @@ def test_help_is_there_and_the_default_survives_text(entry) -> None:  # type: ig
     [
         ("latent_dims", "3", 3),
         ("latent_dims", 3.0, 3),
+        ("latent_dims", "auto", 0),
+        ("rigidity", " AUTO ", 0.0),
+        ("rigidity", "0", 0.0),
         ("rigidity", "1e-1", 0.1),
         ("rigidity", 1, 1.0),
         ("bfactor", "-80", -80.0),
@@ -99,10 +102,11 @@ def test_what_must_fit_together() -> None:
         return problems(RefineParameters(train=replace(TrainParameters(), **train)))  # type: ignore[arg-type]
 
     assert told() == []
-    assert "band_end" in told(band_start=0.9)[0]
+    assert "band_end, which is 0.8" in told(band_start=0.9)[0]
+    assert "latent_dims: auto" in told(latent_file="z.pkl")[0]
     assert "without latent_columns" in told(latent_start="columns")[0]
     assert "one per latent" in told(latent_start="columns", latent_columns="a, b, c")[0]
-    assert told(latent_start="columns", latent_columns="a, b") == []
+    assert told(latent_start="columns", latent_columns="a, b", latent_dims=2) == []
 
 
 def test_parameters_cannot_be_changed() -> None:
@@ -124,7 +128,7 @@ def test_flags_win_over_the_file_and_columns_imply_their_use() -> None:
     assert (parameters.train.epochs, parameters.train.latent_dims) == (5, 4)
     parameters, found = build(JOBS["refine"], {}, {"latent_columns": "rlnA,rlnB"})
     assert found == []
-    assert parameters.train.latent_start == "columns"
+    assert parameters.train.latent_start == "columns" and parameters.train.latent_dims == 2
     assert names_in(parameters.train.latent_columns) == ("rlnA", "rlnB")
     parameters, _ = build(JOBS["refine"], {}, {"latent_columns": "rlnA,rlnB", "latent_start": "zero"})
     assert parameters.train.latent_start == "zero"

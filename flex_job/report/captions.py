@@ -5,6 +5,7 @@ from __future__ import annotations
 from flex_job.report.data import ReportData
 
 __all__ = [
+    "choice",
     "extremes",
     "fsc",
     "latents",
@@ -111,6 +112,14 @@ def mesh(data: ReportData) -> str:
         "cell cannot be described."
     )
     return text + (f" Dots: vertices held still by the zero-motion mask ({held:,} in all)." if held else "")
+
+
+def choice(data: ReportData) -> str:
+    return (
+        "Candidates were trained on one sample of the particles and tested on others, the same for all; bars are "
+        "standard errors of the difference, particle by particle. Settings go up while that gains more than a "
+        "standard error (latents: two), and down while it loses nothing."
+    )
 
 
 def learning(data: ReportData) -> str:

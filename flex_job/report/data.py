@@ -17,6 +17,7 @@ from flex_job.resolution import Resolution
 from flex_job.volume import Volume
 
 if TYPE_CHECKING:
+    from flex_job.choose import Choice
     from flex_job.mesh import TetMesh
 
 __all__ = ["ReportData", "Stage", "motion_volume"]
@@ -52,6 +53,7 @@ class ReportData:
     frames               maps along latent 1, low to high; `frame_latents` their values of latent 1
     training_limit_A     finest resolution that the motion model has seen, A
     independent_halves   whether each half-set has a motion model of its own
+    choice               settings that the data chose, with all that was tried
     learning             per epoch: name -> (epochs,) or (epochs, K); the names of `flex_job.train.HISTORY` are put in
                          words, others drawn under their own; at most eight are
     parameters, versions as they should be listed; a nested mapping becomes a group
@@ -85,6 +87,7 @@ class ReportData:
     frame_latents: NDArray[np.floating] | None = None
     training_limit_A: float | None = None
     independent_halves: bool = False
+    choice: Choice | None = None
     learning: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     parameters: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from matplotlib.figure import FigureBase
 
-from flex_job.report import captions, panels_fsc, panels_latents, panels_maps
+from flex_job.report import captions, panels_choice, panels_fsc, panels_latents, panels_maps
 from flex_job.report.data import ReportData
 from flex_job.report.pictures import extremes_pictures, map_pictures, motion_pictures
 from flex_job.report.scene import Scene
@@ -35,6 +35,7 @@ TITLES = {
     "locres": "Local resolution",
     "surfaces": "Surfaces, rigid and flex",
     "mesh": "Mesh",
+    "choice": "Settings that the data chose",
     "learning": "Training",
 }
 """All figures there can be, in the order of the report."""
@@ -78,6 +79,9 @@ def report_panels(data: ReportData, scene: Scene | None) -> list[Panel]:
     if data.mesh is not None:
         draw_mesh = partial(panels_maps.draw_mesh, data=data, scene=scene)
         panels.append(Panel("mesh", "model", captions.mesh(data), 2.3, draw_mesh))
+    if data.choice is not None and data.choice.tried:
+        draw = partial(panels_choice.draw_choice, data=data)
+        panels.append(Panel("choice", "model", captions.choice(data), panels_choice.choice_height(data), draw))
     curves = panels_latents.learning_curves(data)
     if curves:
         draw = partial(panels_latents.draw_learning, data=data)
@@ -88,7 +92,7 @@ def report_panels(data: ReportData, scene: Scene | None) -> list[Panel]:
 
 def missing_panels(panels: list[Panel]) -> list[str]:
     """Titles of the figures that could not be drawn."""
-    there = {panel.key for panel in panels}
+    there = {panel.key for panel in panels} | {"choice"}  # there may have been none to make
     return [title for key, title in TITLES.items() if key not in there]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flex_job.validation.candidates import candidate_gains
 from flex_job.validation.compare import Comparison, compare
 from flex_job.validation.null import simulate_rigid
 from flex_job.validation.stage import validate, write_verdict
@@ -12,7 +11,6 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Verdict",
-    "candidate_gains",
     "compare",
     "estimate",
     "judge",

@@ -126,6 +126,8 @@ def _parameter_option(declared: Parameter, group: str) -> JobOption:
         "jobop_group": tab,
     }
     low, high = declared.bounds
+    if declared.auto is not None:  # a field for numbers takes no text
+        low, common["help_text"] = 0, f"{common['help_text']} 0 stands for auto."
     if declared.choices:
         return MultipleChoiceJobOption(choices=list(declared.choices), **common)
     if declared.kind is bool:

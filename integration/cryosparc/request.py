@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from integration.common.parameters import read_parameters
 from integration.cryosparc.command import OPTIONS
 from job_specs.jobs import JOBS
+from job_specs.parameter import settled
 from job_specs.parameters import RefineParameters
 
 __all__ = ["Request", "Source", "read_request"]
@@ -53,10 +54,9 @@ def read_request(options: Mapping[str, str]) -> tuple[Request, list[str]]:
     for name in ("project", *(() if own["job"] else ("workspace",))):
         if not own[name]:
             problems.append(f"--{name} was not given; expected such as {UIDS[name][1]}")
-    if parameters.train.latent_dims == 0:
-        problems.append(
-            "latent_dims: 0 was given; expected their number: cryoSPARC's outputs are declared before the run"
-        )
+    if not parameters.train.latent_dims:  # the outputs, one for each, are declared before the run
+        train = replace(parameters.train, latent_dims=settled(parameters.train).latent_dims)
+        parameters = replace(parameters, train=train)
     sources = {}
     for kind, text in given.items():
         match = re.fullmatch(r"(J\d+)\.([A-Za-z]\w*)", text)

@@ -72,7 +72,7 @@ def _parameter_section(title: str, group: str, declared: tuple[Parameter, ...]) 
 
 
 def _row(entry: Parameter) -> str:
-    default = ("yes" if entry.default else "no") if entry.kind is bool else entry.default
+    default = entry.default_text
     tier = "**main**" if entry.tier == "main" else ""
     shown = f"`{default}`" if default != "" else ""
     return f"| `{entry.name}` | {shown} | {entry.expected} | {entry.help} | {tier} | {entry.cryosparc} |"

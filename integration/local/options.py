@@ -84,7 +84,7 @@ def parameter_option(declared: Parameter, group: str) -> SectionOption:
     kind = "FILE" if declared.file else {int: "INTEGER", float: "NUMBER", bool: "YES|NO", str: "TEXT"}[declared.kind]
     metavar = "|".join(declared.choices) if declared.choices else kind
     unit = f", {declared.unit}" if declared.unit else ""
-    default = ("yes" if declared.default else "no") if declared.kind is bool else declared.default
+    default = declared.default_text
     shown = f"  [default: {default}{unit}]" if default != "" else ""
     names = [f"--{declared.name}", declared.name]
     if declared.name == "threads":

@@ -19,7 +19,10 @@ __all__ = ["relion_program", "run_relion"]  # fixtures
 
 PARTICLES = 1000
 COMMAND = "from integration.local.cli import refine; refine()"
-SMALL = ["--latent_dims", "1", "--epochs", "6", "--map_every", "3", "--tetra_cells", "14", "--j", "1"]
+SMALL = [
+    "--latent_dims", "1", "--rigidity", "4", "--band_end", "0.8", "--epochs", "6", "--map_every", "3",
+    "--tetra_cells", "14", "--j", "1",
+]  # fmt: skip
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

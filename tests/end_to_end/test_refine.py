@@ -62,7 +62,7 @@ def test_motion_sharpens_the_map(refined: Refined) -> None:
     text = (folder / "fsc.star").read_text()
     assert "data_" in text and curves
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
-    assert set(stages) == {"mesh", "prep", "train", "validate", "rigid", "flex", "resolution", "report"}
+    assert set(stages) == {"mesh", "prep", "train", "validate", "rigid", "flex", "resolution", "gain", "report"}
     assert all(stage["seconds"] > 0 and stage["peak_MiB"] < 2048 for stage in stages.values())
     assert stages["rigid"]["results"]["converged"] and stages["flex"]["results"]["converged"]
 

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flex_job.choose import Choice, Tried
 from flex_job.fsc import FscCurves
 from flex_job.mesh import TetMesh
 from flex_job.report import ReportData, Stage, motion_volume, write_report
@@ -108,6 +109,9 @@ def full_data(latent_dims: int = 2, box: int = BOX, pixel: float = PIXEL) -> Rep
         frames=[Volume(molecule(arm, box, pixel), pixel) for arm in (-12, 0, 12)],
         frame_latents=np.array([-1.5, 0.0, 1.5]),
         training_limit_A=12.0,
+        choice=Choice(
+            1, 2.0, 0.8, 6, (Tried(1, 2.0, 0.8, 6, 14.0, 0.6, 0, 0), Tried(2, 2.0, 0.8, 6, 13.9, 0.6, -0.1, 0.1))
+        ),
         learning={name: np.linspace(1.2, 1.0, 5) for name in HISTORY} | {"own": np.ones((5, latent_dims))},
         parameters={"train": {"latent_dims": latent_dims, "noise": 1.0, "scratch": ""}, "seed": 0},
         versions={"numpy": np.__version__},
@@ -129,7 +133,7 @@ def test_files_are_complete_and_need_nothing_else(tmp_path, latent_dims):
     assert (pdf.name, html.name) == ("logfile.pdf", "report.html")
     assert 3 <= pages_of(pdf) <= 7
     page = html.read_text(encoding="utf-8")
-    assert page.count("<img") == 11 == page.count("data:image/png;base64,")
+    assert page.count("<img") == 12 == page.count("data:image/png;base64,")
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
     assert "A test &amp; its &lt;molecule&gt;" in page and "<molecule>" not in page
     assert "train.latent_dims" in page and "Converged." in page and "contrast inverted" in page
@@ -158,7 +162,7 @@ def test_missing_parts_leave_their_figures_out(absent):
     nothing = ReportData(title="")
     data = replace(full_data(), **{name: getattr(nothing, name) for name in absent})
     panels = drawn(data)
-    assert 2 <= len(panels) == 11 - len(missing_panels(panels))
+    assert 2 <= len(panels) == 12 - len(missing_panels(panels))
     assert ("Mesh" in missing_panels(panels)) == ("mesh" in absent)
     assert summarise(data).headline
 
@@ -167,7 +171,7 @@ def test_maps_on_different_grids_go_together():
     """Motion and mask on the training box, maps on the full one."""
     small, large = full_data(), full_data(box=40, pixel=3.2)
     data = replace(large, motion_A=small.motion_A, mask=small.mask)
-    assert len(drawn(data)) == 11
+    assert len(drawn(data)) == 12
     assert motion_values(data).mean() == pytest.approx(motion_values(small).mean(), rel=1e-6)
     other = replace(small, mask=large.mask)
     assert motion_values(other).mean() == pytest.approx(motion_values(small).mean(), rel=0.15)

@@ -134,7 +134,7 @@ def test_changed_inputs_are_refused_by_every_stage_but_the_mesh(
 
 def test_the_message_has_old_and_new_values(consensus: Consensus, tmp_path: Path) -> None:
     manifest = begun(tmp_path, settings_of(consensus, train_epochs=12), "train")
-    with pytest.raises(InputProblems, match=r"latent_dims: 2 before, 3 now; epochs: 12 before, 20 now") as error:
+    with pytest.raises(InputProblems, match=r"latent_dims: auto before, 3 now; epochs: 12 before, 20 now") as error:
         check_settings(manifest, settings_of(consensus, train_latent_dims=3, train_epochs=20), "train", print)
     assert str(tmp_path) in str(error.value) and "what the stage train has done" in str(error.value)
 
@@ -172,7 +172,7 @@ def work_in(folder: Path) -> set[str]:
 def test_restart_throws_work_away_and_other_settings_do_not_unasked(consensus: Consensus, tmp_path: Path) -> None:
     with_work(consensus, tmp_path)
     (tmp_path / "notes.txt").write_text("the user's")
-    with pytest.raises(InputProblems, match="epochs: 12 before, 20 now"):
+    with pytest.raises(InputProblems, match="epochs: auto before, 20 now"):
         opened(consensus, tmp_path, train_epochs=20)
     assert len(work_in(tmp_path)) == 3
     assert set(opened(consensus, tmp_path).manifest.record["stages"]) == {"mesh", "train"}

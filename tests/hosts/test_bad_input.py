@@ -431,9 +431,9 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 PARAMETER_CASES: dict[str, Case] = {
-    "text for a number": (given(epochs="many"), r"epochs: 'many' was given; expected a whole number from 1 to 1000"),
-    "too many": (given(latent_dims="10000000000"), r"latent_dims: 10000000000 was given; expected .* from 0 to 16"),
-    "NaN": (given(rigidity="nan"), r"rigidity: nan was given; expected a number from 0 to 1000; the default is 2"),
+    "text for a number": (given(batch="many"), r"batch: 'many' was given; expected a whole number from 1 to 100000"),
+    "too many": (given(latent_dims="10000000000"), r"latent_dims: 10000000000 was given; expected .* from 1 to 16"),
+    "NaN": (given(rigidity="nan"), r"rigidity: nan was given; expected auto or a number from 0\.001 to 1000; the de"),
     "infinite": (given(max_iterations="1e999"), r"max_iterations: '1e999' was given; expected a whole number"),
     "5000 digits": (given(seed="9" * 5000), r"seed: '999.* was given; expected a whole number from 0 to"),
     "cells that would need terabytes": (given(tetra_cells="100000"), r"tetra_cells: 100000 .* from 4 to 80"),
@@ -471,7 +471,7 @@ PARAMETER_CASES: dict[str, Case] = {
     ),
     "config: no such date": (holds("c.yaml", "seed: 2024-99-99", config="c.yaml"), r"c\.yaml is not YAML \(month must"),
     "config: unknown name": (holds("c.yaml", "latent_dim: 2", config="c.yaml"), r"no parameter latent_dim; did you me"),
-    "config: out of bounds": (holds("c.yaml", "epochs: 0", config="c.yaml"), r"config file: epochs: 0 was given; expe"),
+    "config: out of bounds": (holds("c.yaml", "epochs: -1", config="c.yaml"), r"config file: epochs: -1 was given; e"),
     "config: missing": (given(config="none.yaml"), r"config: none\.yaml was given, and there is no such file"),
     "config: a pipe": (
         pipe("c.yaml", config="c.yaml"),
@@ -528,7 +528,7 @@ EMBEDDING_CASES: dict[str, Case] = {
     "cut": (embedding(npy_of(rows())[:-4], "z.npy"), r"with 92 bytes; expected as many numbers as it tells of"),
     "npz: cut": (embedding(b"PK\x03\x04" + bytes(50), "z.npz"), r"z\.npz: not a sound \.npz file .*save it again"),
     "npz: 2 GiB of zeros, packed": (
-        both(bomb("z.npz", "z.npy"), given(latent_file="z.npz", mesh="")),
+        both(bomb("z.npz", "z.npy"), given(latent_file="z.npz", latent_dims="2", mesh="")),
         r"z\.npz: 2147483648 bytes unpacked; expected an embedding",
     ),
     "npz: several": (embedding({"a": rows(), "b": rows()}, "z.npz"), r"z\.npz: it holds a, b; expected one array"),
@@ -538,8 +538,8 @@ EMBEDDING_CASES: dict[str, Case] = {
     "1e30": (embedding(rows(x=1e30)), r"1 of 8 rows are empty or not numbers of at most 1e\+09 in size"),
     "all the same": (embedding(np.ones((8, 3))), r"0 of its 3 dimensions vary; expected latent_dims, which is 2"),
     "no number of latents": (
-        embedding(rows(), latent_dims="0"),
-        r"latent_dims: 0 was given with latents to start from; expected their number",
+        embedding(rows(), latent_dims="auto"),
+        r"latent_dims: auto with a latent_file; expected how many",
     ),
     "columns as well": (embedding(rows(), latent_columns="flexLatent1"), r"latent_columns and latent_file were both"),
 }

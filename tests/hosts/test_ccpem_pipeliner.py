@@ -279,7 +279,7 @@ def test_every_value_reaches_our_command_line_as_it_is(pipeliner: None, name: st
 
 
 def test_defaults_are_left_to_the_yaml_file(pipeliner: None) -> None:
-    job = new_job("refine", in_parts=DATA, epochs=12, config="values.yaml")  # 12 is the default
+    job = new_job("refine", in_parts=DATA, batch=200, config="values.yaml")  # the default
     job.joboptions["rigidity"].value = ""  # a field that was emptied
     job.output_dir = "FlexRefine/job002/"
     (line,) = job.get_commands()
@@ -399,7 +399,7 @@ def problems(job: Any) -> list[tuple[str, str, str]]:
     [
         ({"latent_dims": 99}, "Latent dims:", "greater than 16"),
         ({"band_start": 0.9}, "Band start:", "expected at most band_end"),
-        ({"rigidity": float("nan")}, "Rigidity:", "expected a number from 0 to 1000"),
+        ({"rigidity": float("nan")}, "Rigidity:", "expected auto or a number from 0.001 to 1000"),
         ({"latent_start": "columns"}, "Latent start:", "name the columns"),
         ({"in_parts": ""}, "Particles STAR file:", "required"),
     ],

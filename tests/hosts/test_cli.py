@@ -137,7 +137,8 @@ def test_simulate_passes_typed_values_on(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert called == [
         (
             tmp_path,
-            {"motion": "none", "particles": 6000, "box": 64, "pixel_size_A": 3.0, "snr": 0.1, "seed": 0},
+            {"motion": "none", "particles": 6000, "box": 64, "pixel_size_A": 3.0, "snr": 0.1, "seed": 0}
+            | {"structure": "", "domains": "", "micelle": False, "two_states": False, "pose_error_deg": 0.0},
         )
     ]
 
@@ -177,7 +178,7 @@ def test_simulate_tells_what_cannot_be_simulated(
 
 def test_docs_and_template_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(monkeypatch, "docs") == 0
-    assert "| `latent_dims` | `2` | a whole number from 0 to 16 |" in capsys.readouterr().out
+    assert "| `latent_dims` | `auto` | auto or a whole number from 1 to 16 |" in capsys.readouterr().out
     assert run_main(monkeypatch, "relion", "template") == 0
     assert "fn_exe         relion_flex_refine" in capsys.readouterr().out
 

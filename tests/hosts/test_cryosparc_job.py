@@ -31,6 +31,7 @@ from integration.cryosparc.client import without_secrets
 from integration.cryosparc.command import OPTIONS
 from integration.cryosparc.dataset import join, read_cs
 from integration.cryosparc.job import run
+from integration.cryosparc.request import read_request
 from job_specs.parameters import RefineParameters
 
 QUICK = {"latent_dims": "1", "epochs": "2", "tetra_cells": "6", "max_iterations": "3", "map_every": "0"}
@@ -169,7 +170,7 @@ def refined(
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         for number in (1, 2, 3):
             events.message(f"epoch {number}/3  1 s, about 0 s left")
-            events.message(f"flex half 1: iteration {number}, loss lowered by 1e-2 of all so far")
+            events.message(f"flex: iteration {number}, the half-maps' FSC changed by 0.0100 at most")
         return result
 
     monkeypatch.setattr("flex_job.refine.write_run_report", short_report)
@@ -232,7 +233,7 @@ def test_a_whole_run(instance: Instance, project: CsProject, major: int, refined
     lines = job.lines()
     assert any("mean corrected FSC" in line for line in lines)
     assert len(lines) < 30
-    for progress, finished in (("flex half 1: iteration", 0), ("epoch", 2)):  # 4.7 cannot update a line
+    for progress, finished in (("flex: iteration", 0), ("epoch", 2)):  # 4.7 cannot update a line
         count = len([line for line in lines if line.startswith(progress)])
         assert count == 1 if major == 5 else 1 <= count <= 1 + finished
     curves, latents = [event for event in job.events if event["images"]]
@@ -489,11 +490,10 @@ def test_all_problems_come_in_one_message_and_no_job_is_made(instance: Instance,
     assert sorted(instance.jobs) == ["J2", "J3"]
 
 
-def test_the_number_of_latents_must_be_known_before(instance: Instance, capsys: Any) -> None:
+def test_the_number_of_latents_is_known_before() -> None:
     sources = {"project": "P3", "workspace": "W1", "particles": "J2.particles", "volume": "J2.volume"}
-    assert run({**sources, "latent_dims": "0"}) == 1
-    assert "latent_dims: 0 was given; expected their number" in capsys.readouterr().err
-    assert sorted(instance.jobs) == ["J2", "J3"]
+    request, problems = read_request({**sources, "latent_dims": "auto"})
+    assert not problems and request.parameters.train.latent_dims == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import starfile
 
 from flex_job.model import FlexModel
 from flex_job.validation import Verdict
+from flex_job.volume import read_volume
 from integration.relion.job import run
 from job_specs.jobs import JOBS
 
@@ -64,19 +66,25 @@ def test_refine_with_independent_halves(capsys: pytest.CaptureFixture[str]) -> N
     assert set(train["outputs"]) == {"flex_model.pt", "flex_model_half2.pt"}
     assert 0 < train["results"]["agreement"]["mean_error_A"] < 50
     assert "The motion is" in told
+    error = read_volume(folder / "motion_error.mrc").data
+    assert 0 < error[error > 0].mean() < 50
     # Half-maps of another job go through both models too: they are the same.
     assert run("reconstruct", {"o": "External/job603/", "in_model": f"{folder}/"}) == 0
     half = "flex_half2_class001_unfil.mrc"
     assert (folder / half).read_bytes()[1024:] == Path("External/job603", half).read_bytes()[1024:]
 
 
-def test_refine_chooses_latents_and_rigidity(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refine_chooses_latents_and_rigidity(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flex_job.refine.FEWEST", 100)
     folder = Path("External/job604")
-    options = {"o": f"{folder}/", "in_parts": PARTICLES, **QUICK, "latent_dims": "0", "rigidity": "0"}
+    options = {"o": f"{folder}/", "in_parts": PARTICLES, **QUICK, "latent_dims": "auto", "rigidity": "auto"}
     assert run("train", options) == 0
     told = capsys.readouterr().out
     choice = json.loads((folder / "manifest.json").read_text())["stages"]["choose"]["results"]
-    assert f"chosen by held-out images: {choice['latent_dims']} latents, rigidity {choice['rigidity']:g}" in told
+    dims, rigidity = choice["latent_dims"], choice["rigidity"]
+    assert re.search(rf"chosen by held-out images: {dims} latents?, rigidity {rigidity:g}", told)
     assert told.count("nats per held-out particle") == len(choice["tried"]) >= 4
     latents = [
         name for name in starfile.read(folder / "particles.star")["particles"] if name.startswith("flexLatentStd")
@@ -85,7 +93,15 @@ def test_refine_chooses_latents_and_rigidity(capsys: pytest.CaptureFixture[str])
     assert not list(folder.glob("checkpoint_*"))
 
 
-def test_latents_to_start_from_leave_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"o": "External/job605/", "in_parts": PARTICLES, **QUICK, "latent_dims": "0"}
-    assert run("train", {**options, "latent_columns": "rlnOriginXAngst"}) == 1
-    assert "latent_dims: 0 was given with latents to start from" in capsys.readouterr().err
+def test_too_few_particles_choose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"o": "External/job606/", "in_parts": PARTICLES, **QUICK, "rigidity": "auto"}
+    assert run("train", options) == 0
+    assert "120 particles are too few to choose settings by (1000 are needed)" in capsys.readouterr().out
+    assert "choose" not in json.loads(Path("External/job606/manifest.json").read_text())["stages"]
+
+
+def test_latents_to_start_from_leave_no_choice() -> None:
+    options = {"o": "External/job605/", "in_parts": PARTICLES, **QUICK, "latent_dims": "auto"}
+    assert run("train", {**options, "latent_columns": "rlnOriginXAngst"}) == 0
+    table = starfile.read("External/job605/particles.star")["particles"]
+    assert [name for name in table if name.startswith("flexLatent")] == ["flexLatent1", "flexLatentStd1"]

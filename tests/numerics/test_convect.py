@@ -17,7 +17,7 @@ from flex_job.fourier import centred_window, fourier_resize, low_pass
 from flex_job.generate import frames, latent_path, support
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
-from flex_job.motion import motion_amplitude, motion_uncertainty
+from flex_job.motion import motion_amplitude, motion_error, motion_uncertainty
 from flex_job.operator import VoxelDomain, make_operator, rigid_domain, voxel_domain
 from flex_job.operator.convect import convect
 from flex_job.particles import Batch
@@ -309,6 +309,7 @@ def test_motion_uncertainty_is_the_posteriors_spread(model_of) -> None:
     assert np.abs(found.volume.data[inside] - expected).max() < 1e-3 * expected
     assert found.mean_A == pytest.approx(expected, rel=1e-3)
     between = np.full(len(model.mesh.vertices_A), 2.0)
+    assert motion_error(model, between).mean_A == pytest.approx(2.0, rel=1e-3)
     assert motion_uncertainty(model, between).mean_A == pytest.approx(np.hypot(expected, 2.0), rel=1e-3)
     # negative control: it is not the motion's amplitude, which does not see the posterior
     assert motion_amplitude(model).mean_A == pytest.approx(5.0 * model.latents.std(), rel=1e-3)
