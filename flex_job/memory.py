@@ -23,8 +23,8 @@ USED_OF_FREE = 0.8  # the rest is for what allocators lose and libraries take
 MODES = 30  # directions of the linear start
 MOST_PIXELS = {"cpu": 4_000_000, "cuda": 100_000_000}  # of a solver's batch: more is not faster
 MOST_PARTICLES = {"cpu": 500, "cuda": 4096}
-VOLUMES = 20  # bytes per voxel of the whole box, in the preconditioner
-VECTORS = 20  # of all voxels, in the solver: of each half the unknowns, gradient, direction, product, and as many made
+VOLUMES = 32  # bytes per voxel of the whole box, in the filters and the FSC of the solver
+VECTORS = 22  # of all voxels, in the solver: of each half the unknowns, gradient, direction, product, and as many made
 ADVICE = "lower training_box, reconstruct_box or latent_dims"
 
 

@@ -22,7 +22,7 @@ from flex_job.cache_parts import is_intact
 from flex_job.calibration import Calibration
 from flex_job.candidates import candidate_gains, sample_size
 from flex_job.checkpoint import Checkpoint
-from flex_job.choose import FEWEST, Choice, choose, is_open
+from flex_job.choose import FEWEST, LADDERS, Choice, choose, is_open
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
@@ -337,10 +337,10 @@ class Refinement:
             return
         if len(self.consensus) < FEWEST:
             chosen = settled(asked)
+            taken = (f"{name} {getattr(chosen, name):g}" for name in LADDERS if not getattr(asked, name))
             self.events.message(
-                f"{len(self.consensus)} particles are too few to choose settings by ({FEWEST} are needed): latent_dims "
-                f"{chosen.latent_dims}, rigidity {chosen.rigidity:g}, band_end {chosen.band_end:g} and epochs "
-                f"{chosen.epochs} are used"
+                f"{len(self.consensus)} particles are too few to choose settings by ({FEWEST} are needed); the usual "
+                f"{', '.join(taken)} will do"
             )
         else:
             if self.is_due("choose"):

@@ -96,7 +96,6 @@ REPORT_FILES = (
     Output("report.html", "report", "Report in one self-contained page"),
     Output("motion_amplitude.mrc", "report", "How far each voxel moves over the particles (A, root mean square)"),
     Output("motion_uncertainty.mrc", "report", "How uncertain that is of a single particle (A, root mean square)"),
-    Output("motion_error.mrc", "report", "How far two models of the motion disagree (A; with independent_halves)"),
 )
 MANIFEST = Output("manifest.json", "table", "Hashes of inputs, parameters, versions, seeds, seconds and memory")
 

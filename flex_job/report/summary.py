@@ -256,6 +256,12 @@ def _trust(data: ReportData) -> list[str]:
                 "Each half-set has a motion model of its own, trained from the consensus map up to where the rigid "
                 "half-maps agree: the half-maps share nothing else, and a higher FSC is evidence for the motion."
             )
+    if data.flex is not None:
+        lines.append(
+            "The FSC is that of the map in the middle of the motion. Errors of the motion that both half-maps share do "
+            "not show in it, and at the ends of the motion the map is worse than it says."
+            + ("" if data.independent_halves else " --independent_halves trains two motions and tells how they differ.")
+        )
     if data.rigid is not None and data.flex is not None and not data.independent_halves:
         shared = "The motion model was trained on both half-sets, so the half-maps share it"
         if data.training_limit_A:

@@ -103,7 +103,7 @@ def test_a_pickle_that_holds_itself_is_read_and_one_that_grows_does_not(tmp_path
 
 def test_given_only_where_it_is_asked_for(tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", rows(2))
-    asked = TrainParameters(latent_file=str(tmp_path / "z.npy"), latent_start="columns")
+    asked = TrainParameters(latent_file=str(tmp_path / "z.npy"), latent_start="columns", latent_dims=2)
     found = given_embedding(asked, None, print)
     assert found is not None and found.shape == (40, 2)
     for other in (
@@ -116,6 +116,6 @@ def test_given_only_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_the_number_of_rows_is_that_of_the_particles(tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", rows(2))
-    asked = TrainParameters(latent_file=str(tmp_path / "z.npy"), latent_start="columns")
+    asked = TrainParameters(latent_file=str(tmp_path / "z.npy"), latent_start="columns", latent_dims=2)
     with pytest.raises(InputProblems, match="40 rows; expected 41"):
         given_embedding(asked, cast(Consensus, range(41)), print)

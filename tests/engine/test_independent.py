@@ -13,9 +13,10 @@ from flex_job.independent import Agreement, agreement, half_stack, with_latents_
 from flex_job.model import FlexModel
 from flex_job.train import train
 from flex_job.validation import simulate_rigid
+from job_specs.parameter import settled
 from job_specs.parameters import TrainParameters
 
-QUICK = TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16)
+QUICK = settled(TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from flex_job.held_out import held_out
 from flex_job.train import train
 from flex_job.validation import Estimate, Verdict, compare, estimate, judge, simulate_rigid
 from flex_job.validation.poses import pose_fields, rigid_motions
+from job_specs.parameter import settled
 from job_specs.parameters import TrainParameters
 
-QUICK = TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16)
+QUICK = settled(TrainParameters(latent_dims=1, epochs=4, fixed_latent_epochs=1, map_every=2, batch=100, flow_units=16))
 
 
 @pytest.fixture(scope="module")

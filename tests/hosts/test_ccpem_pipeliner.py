@@ -279,7 +279,7 @@ def test_every_value_reaches_our_command_line_as_it_is(pipeliner: None, name: st
 
 
 def test_defaults_are_left_to_the_yaml_file(pipeliner: None) -> None:
-    job = new_job("refine", in_parts=DATA, batch=200, config="values.yaml")  # the default
+    job = new_job("refine", in_parts=DATA, batch=100, config="values.yaml")  # the default
     job.joboptions["rigidity"].value = ""  # a field that was emptied
     job.output_dir = "FlexRefine/job002/"
     (line,) = job.get_commands()

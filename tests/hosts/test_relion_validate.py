@@ -96,7 +96,10 @@ def test_refine_chooses_latents_and_rigidity(
 def test_too_few_particles_choose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     options = {"o": "External/job606/", "in_parts": PARTICLES, **QUICK, "rigidity": "auto"}
     assert run("train", options) == 0
-    assert "120 particles are too few to choose settings by (1000 are needed)" in capsys.readouterr().out
+    assert (
+        "120 particles are too few to choose settings by (1000 are needed); the usual rigidity 4, band_end 0.8"
+        in capsys.readouterr().out
+    )
     assert "choose" not in json.loads(Path("External/job606/manifest.json").read_text())["stages"]
 
 

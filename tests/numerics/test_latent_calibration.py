@@ -78,7 +78,7 @@ def test_widening_leaves_the_prior_and_what_is_right() -> None:
 def test_intervals_hold_the_truth_in_68_percent(world_of, noise: float, latent_dims: int) -> None:
     """On images of the model itself; where they are noisier than they promise, only after the calibration."""
     world = world_of(count=COUNT, latent_dims=latent_dims, scale=80.0, noise=noise, seed=4)
-    parameters = TrainParameters(latent_dims=latent_dims, band_start=0.4, held_out=0.0)
+    parameters = TrainParameters(latent_dims=latent_dims, band_start=0.4, band_end=0.8, held_out=0.0)
     trainer = Trainer(world.stack, world.mesh, world.density, world.support, parameters, Events())
     level = trainer.levels.level(world.density, parameters.band_end)
     batch = world.stack.batch(np.arange(COUNT), level.model.band)

@@ -16,10 +16,12 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run, from the environment: SCIENCE_PARTICLES of each case, SCIENCE_PEERS (yes or no) and how many
+    """How much is run, from the environment: SCIENCE_PARTICLES of each case, SCIENCE_AUTO (yes: the data choose the
+    settings, no: the usual ones, three times as fast), SCIENCE_PEERS (yes or no) and how many
     SCIENCE_PEER_MINUTES each gets, SCIENCE_RESULTS, the folder where cases that are done are found again."""
 
     particles: int = int(os.environ.get("SCIENCE_PARTICLES", "2000"))
+    auto: bool = os.environ.get("SCIENCE_AUTO", "yes") != "no"
     peers: bool = os.environ.get("SCIENCE_PEERS", "yes") != "no"
     peer_minutes: float = float(os.environ.get("SCIENCE_PEER_MINUTES", "10"))
     results: Path = Path(os.environ.get("SCIENCE_RESULTS", ROOT / "build/science"))

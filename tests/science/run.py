@@ -29,7 +29,8 @@ from flex_job.refine import Refinement
 from flex_job.volume import Volume, read_volume
 from integration.relion.read import read_consensus
 from integration.relion.simulate import simulate_project
-from job_specs.parameters import RefineParameters
+from job_specs.parameter import settled
+from job_specs.parameters import RefineParameters, TrainParameters
 
 __all__ = ["record_of"]
 
@@ -42,7 +43,7 @@ def record_of(case: Case, size: Size) -> Record:
     """The record of a case, from its file where it was run before with as many particles."""
     path = size.results / f"{case.name}.json"
     known: Record = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("particles") != size.particles:
+    if (known.get("particles"), known.get("auto")) != (size.particles, size.auto):
         known = {}
     work = size.results / "work" / case.name
     if not known:
@@ -78,6 +79,7 @@ def _run(case: Case, size: Size, work: Path) -> Record:
     record: Record = {
         "case": case.name,
         "particles": size.particles,
+        "auto": size.auto,
         "threads": size.threads,
         "seconds": {"all": seconds} | {name: stage["seconds"] for name, stage in stages.items()},
         "peak_MiB": max(stage["peak_MiB"] for stage in stages.values()),
@@ -109,6 +111,10 @@ def _refine(case: Case, size: Size, work: Path, job: Path) -> float:
         sys.executable, "-c", COMMAND, "--o", f"{job}/", "--in_parts", str(work / STAR), "--in_mask", str(work / MASK),
         "--latent_dims", str(case.latent_dims), "--j", str(size.threads), *case.flags,
     ]  # fmt: skip
+    if not size.auto:
+        usual = settled(TrainParameters())
+        for name in ("rigidity", "band_end", "epochs"):
+            command += [f"--{name}", str(getattr(usual, name))]
     began = time.monotonic()
     done = subprocess.run(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:

@@ -24,7 +24,12 @@ def tables(records: Mapping[str, Record]) -> str:
     done = [(case, records[case.name]) for case in CASES if case.name in records]
     sizes = sorted({record["particles"] for _, record in done})
     count = " or ".join(f"{size:,}" for size in sizes)
-    parts = [f"{count} particles of 64 px for each case, {len(done)} of {len(CASES)} cases.", "", *_cases(done)]
+    settings = "settings chosen by the data" if all(record["auto"] for _, record in done) else "the usual settings"
+    parts = [
+        f"{count} particles of 64 px for each case, {settings}, {len(done)} of {len(CASES)} cases.",
+        "",
+        *_cases(done),
+    ]
     if any(record["states"] for _, record in done):
         parts += ["", "Mean FSC with the true map of a state, in the mask of that state:", "", *_states(done)]
     if any("peers" in record for _, record in done):

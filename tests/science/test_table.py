@@ -20,7 +20,7 @@ from flex_job.volume import Volume
 def record(**changes: Any) -> dict[str, Any]:
     state = {"latents": [0.8], "rigid": 0.7, "flex": 0.85, "ceiling": 0.9, "share": 0.75}
     return {
-        "case": "one_hinge", "particles": 3000, "threads": 2, "seconds": {"all": 90.0}, "peak_MiB": 800.0,
+        "case": "one_hinge", "particles": 3000, "auto": True, "threads": 2, "seconds": {"all": 90.0}, "peak_MiB": 800.0,
         "verdict": "supported", "gain": {"mean": 13.0, "low": 11.5, "high": 14.5}, "moved_A": 3.0, "moved_px": 0.75,
         "half_fsc": {"rigid": 0.80, "flex": 0.84}, "rank": 0.99, "explained": [0.98], "states": [state],
     } | changes  # fmt: skip
