@@ -16,12 +16,13 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable '.[test]'
 	touch $@
 
-# a simulated antibody with one moving arm, refined; ends with a table of rigid against flexible
+# a simulated antibody with one moving arm, refined; ends with a table of rigid against flexible. The settings are given,
+# to be quick: left out, the data choose them
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/flex-job simulate --o $(DEMO)
 	cd $(DEMO) && ../$(BIN)/relion_flex_refine --o External/job003/ --in_parts Refine3D/job001/run_data.star \
-		--latent_dims 1 --j $(THREADS)
+		--latent_dims 1 --rigidity 4 --band_end 0.8 --epochs 12 --j $(THREADS)
 
 # whole files at a time in as many processes as there are threads to use, one thread each
 test: lint types
@@ -47,7 +48,8 @@ bench-cryodrgn: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/against_cryodrgn.py --pip-flags="$(PIP_FLAGS)"
 
 # the figures of README and docs on larger data, other methods beside ours: see docs/science.md. Cases that are done are
-# not run again; SCIENCE_PARTICLES=6000 makes them larger, SCIENCE_PEERS=no leaves the other methods out
+# not run again; SCIENCE_PARTICLES=6000 makes them larger, SCIENCE_AUTO=no takes the usual settings, SCIENCE_PEERS=no leaves
+# the other methods out
 science: $(INSTALLED)
 	PIP_FLAGS="$(PIP_FLAGS)" $(BIN)/python -m pytest -m science -s
 
