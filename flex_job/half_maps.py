@@ -13,7 +13,7 @@ from flex_job.reconstruct import HalfMaps
 from flex_job.sharpen import combine, guinier_fit
 from flex_job.volume import Volume, read_volume, write_volume
 
-__all__ = ["half_map_curves", "map_files", "write_half_maps"]
+__all__ = ["fitted_mask", "half_map_curves", "map_files", "read_halves", "write_half_maps"]
 
 
 def map_files(kind: str) -> list[str]:
@@ -41,6 +41,17 @@ def write_half_maps(folder: Path, kind: str, halves: HalfMaps, mask: Volume, bfa
 
 def half_map_curves(folder: Path, kind: str, mask: Volume) -> FscCurves:
     """FSC of the half-maps in `folder`, in a mask of any box."""
+    first, second = read_halves(folder, kind)
+    return compare_half_maps(first.data, second.data, fitted_mask(mask, first.box).data, first.pixel_size_A)
+
+
+def read_halves(folder: Path, kind: str) -> tuple[Volume, Volume]:
+    """Both half-maps in `folder`."""
     first, second = (read_volume(folder / name) for name in map_files(kind)[:2])
-    soft = np.clip(fourier_resize(mask, first.box).data, 0, 1)
-    return compare_half_maps(first.data, second.data, soft, first.pixel_size_A)
+    return first, second
+
+
+def fitted_mask(mask: Volume, box: int) -> Volume:
+    """A mask of any box at the half-maps' one, from 0 to 1."""
+    resized = fourier_resize(mask, box)
+    return Volume(np.clip(resized.data, 0, 1), resized.pixel_size_A)

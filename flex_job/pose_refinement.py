@@ -33,6 +33,7 @@ from flex_job.pose_corrections import PoseCorrections
 from flex_job.solver import moved_vertices
 from flex_job.train import Trainer
 from flex_job.turned_flow import TurnedFlow, rigid_unit
+from flex_job.validation.sides import batch_size
 from flex_job.volume import Volume
 
 __all__ = ["refine_poses"]
@@ -107,12 +108,9 @@ def _solved_map(trainer: Trainer, flow: Flow, latents: Floats) -> Volume:
 
 
 def _batches(trainer: Trainer, index: NDArray[np.int64], level: Level) -> Iterator[Batch]:
-    """This rank's of the particles; six more derivatives of each than a training has take their memory."""
-    dims = trainer.parameters.latent_dims
-    size = max(1, trainer.micro_batch * (dims + 1) // (dims + 7))
-    return trainer.stack.batches(
-        trainer.group.checked(trainer.group.batches(index, size), trainer.events), level.model.band
-    )
+    """This rank's of the particles."""
+    indices = trainer.group.batches(index, batch_size(trainer))
+    return trainer.stack.batches(trainer.group.checked(indices, trainer.events), level.model.band)
 
 
 def _root_of_errors(trainer: Trainer, level: Level, unit: TurnedFlow, found: _Found) -> torch.Tensor:

@@ -29,7 +29,7 @@ from flex_job.events import Events
 from flex_job.files import written_aside
 from flex_job.fourier import fourier_resize, low_pass
 from flex_job.fsc import FscCurves
-from flex_job.half_maps import half_map_curves, map_files, write_half_maps
+from flex_job.half_maps import half_map_curves, map_files, read_halves, write_half_maps
 from flex_job.independent import agreement, half_stack, with_latents_of_all
 from flex_job.latent_calibration import calibrated, told
 from flex_job.likelihood_gain import likelihood_gains, told_gains
@@ -475,9 +475,7 @@ class Refinement:
             models, trainer = self.models, self.trainer()
             trainer.stack = self.corrected(trainer.stack, models[0])
             with self.stage("gain", [GAINS]):
-                rigid, flex = (
-                    [read_volume(self.folder / name) for name in map_files(kind)[:2]] for kind in ("rigid", "flex")
-                )
+                rigid, flex = (read_halves(self.folder, kind) for kind in ("rigid", "flex"))
                 gains = likelihood_gains(trainer, models, rigid, flex)
                 self.events.message(told_gains(gains))
                 if self.group.is_first:

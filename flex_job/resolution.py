@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.files import written_aside
-from flex_job.fourier import fourier_resize
 from flex_job.fsc import FscCurves, compare_half_maps, fsc_masked, resolution_at, resolution_text
-from flex_job.half_maps import map_files
+from flex_job.half_maps import fitted_mask, read_halves
 from flex_job.local_resolution import local_resolution
 from flex_job.map_model import model_density, model_problem, read_model
 from flex_job.volume import Volume, read_volume, write_volume
@@ -160,9 +159,9 @@ def write_resolution(
 
     `mask` may have any box; the frame of an atomic model is that of `consensus_map`.
     """
-    halves = {kind: _halves(folder, kind) for kind in KINDS}
+    halves = {kind: read_halves(folder, kind) for kind in KINDS}
     box, pixel_A = halves["flex"][0].box, halves["flex"][0].pixel_size_A
-    soft = _fitted(mask, box)
+    soft = fitted_mask(mask, box)
     for kind, curves in (("rigid", rigid), ("flex", flex)):
         write_fsc_xml(folder / xml_file(kind), curves, f"{kind} half-maps, FSC corrected for the mask")
     local = {}
@@ -173,7 +172,7 @@ def write_resolution(
             local[kind] = found.record()
     masks = []
     for path in names_in(parameters.fsc_masks):
-        inside = _fitted(read_volume(path), box).data
+        inside = fitted_mask(read_volume(path), box).data
         both = {
             kind: compare_half_maps(first.data, second.data, inside, pixel_A)
             for kind, (first, second) in halves.items()
@@ -188,11 +187,6 @@ def write_resolution(
         }
         model = ModelFsc(parameters.model_fsc, whole["rigid"], whole["flex"], flex.frequency_per_A)
     return Resolution(tuple(masks), model, local or None)
-
-
-def _halves(folder: Path, kind: str) -> tuple[Volume, Volume]:
-    first, second = (read_volume(folder / name) for name in map_files(kind)[:2])
-    return first, second
 
 
 def write_fsc_xml(path: Path, curves: FscCurves, title: str) -> Path:
@@ -221,11 +215,6 @@ def _mask_problem(mask: Volume, map: Volume | None) -> str | None:
     if mask.box != map.box and abs(extent - expected) > SAME_EXTENT * expected:
         return f"{extent:.1f} A across; expected {expected:.1f} A, the extent of the map; resample it to the map"
     return None
-
-
-def _fitted(mask: Volume, box: int) -> Volume:
-    resized = fourier_resize(mask, box)
-    return Volume(np.clip(resized.data, 0, 1), resized.pixel_size_A)
 
 
 def _plain(values: NDArray[np.float64]) -> list[float]:
