@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,13 +11,11 @@ from numpy.typing import NDArray
 
 from flex_job.choose import LADDERS, Tried
 from flex_job.held_out import held_out
+from flex_job.job_inputs import JobInputs
 from flex_job.train import train
 from flex_job.validation.compare import compare
 from flex_job.validation.sides import Side
 from job_specs.parameters import TrainParameters
-
-if TYPE_CHECKING:
-    from flex_job.refine import Refinement
 
 __all__ = ["candidate_gains", "sample_size"]
 
@@ -32,7 +29,7 @@ def sample_size(n: int) -> int:
     return min(max(n // 4, FEWEST), MOST, n)
 
 
-def candidate_gains(run: Refinement) -> Callable[[TrainParameters], NDArray[np.float64]]:
+def candidate_gains(run: JobInputs) -> Callable[[TrainParameters], NDArray[np.float64]]:
     """What `choose` asks: trains on a sample of the job's particles, the same for all candidates, and gives the gain of
     each held-out one. Gains that were found before an interruption are taken from the stage's checkpoint. Together."""
     whole, asked = run.training_particles[0], run.parameters.train

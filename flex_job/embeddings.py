@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from flex_job.consensus import Consensus
 from flex_job.input_files import opened_input, read_input
+from flex_job.npy_header import MAGIC, read_npy_header
 from flex_job.plain_pickle import load_plain_pickle
 from flex_job.problems import InputProblems, one_line
 from job_specs.parameters import TrainParameters
@@ -110,7 +110,7 @@ def _array_in(path: Path, latent_dims: int) -> NDArray[Any]:
     """The array of the embedding, of any shape and type. What a file is, its first bytes say. Raises ValueError."""
     with opened_input(path, "file", EXPECTED, MOST_BYTES) as file:
         magic = file.read(6)
-    if magic == npy.MAGIC_PREFIX:
+    if magic == MAGIC:
         return _npy(read_input(path, "file", EXPECTED, MOST_BYTES))
     if magic[:4] == b"PK\x03\x04":
         return _chosen(_npz(path), latent_dims)
@@ -122,10 +122,8 @@ def _npy(content: bytes) -> NDArray[Any]:
     """The array in an .npy file's bytes; nothing is allocated that is not there."""
     file = io.BytesIO(content)
     try:
-        version = npy.read_magic(file)
-        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, by_columns, dtype = reader(file)
-    except Exception as error:  # numpy lets pass what Python's own parsers raise
+        shape, by_columns, dtype = read_npy_header(file)
+    except ValueError as error:
         raise ValueError(f"not a sound .npy file ({error}); expected {EXPECTED}; save it again") from error
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(

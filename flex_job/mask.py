@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from flex_job.volume import Volume
 
-__all__ = ["automatic_mask", "check_mask", "lowpass", "soft_mask"]
+__all__ = ["automatic_mask", "check_mask", "lowpass", "soft_mask", "value_problem"]
 
 # A moving domain is smeared out in a consensus map: the level is set low enough to keep it, noise permitting.
 LEVEL_FRACTION = 0.15
@@ -82,16 +82,24 @@ def check_mask(mask: Volume, map: Volume) -> list[str]:
             f"the mask's pixel size is {mask.pixel_size_A:g} A but the map's is {map.pixel_size_A:g} A; "
             "set the right one in the mask's MRC header"
         )
-    if not np.isfinite(mask.data).all():
-        return [*problems, "the mask holds values that are not finite; expected numbers from 0 to 1"]
-    low, high = float(mask.data.min()), float(mask.data.max())
-    if high <= 1e-3:
-        problems.append(f"the mask is empty (its largest value is {high:g}); expected 1 inside the molecule")
-    elif low < -0.01 or high > 1.01:
-        problems.append(f"the mask's values run from {low:g} to {high:g}; expected 0 to 1 (is this a map, not a mask?)")
+    values = value_problem(mask)
+    if values:
+        problems.append(values)
     elif (mask.data > 1e-3).mean() > 0.9:
         problems.append("the mask covers more than 90 % of the box; expected one that follows the molecule")
     return problems
+
+
+def value_problem(mask: Volume) -> str | None:
+    """What makes the values of `mask` no mask's, as a sentence; None when nothing does."""
+    if not np.isfinite(mask.data).all():
+        return "the mask holds values that are not finite; expected numbers from 0 to 1"
+    low, high = float(mask.data.min()), float(mask.data.max())
+    if high <= 1e-3:
+        return f"the mask is empty (its largest value is {high:g}); expected 1 inside the molecule"
+    if low < -0.01 or high > 1.01:
+        return f"the mask's values run from {low:g} to {high:g}; expected 0 to 1 (is this a map, not a mask?)"
+    return None
 
 
 def _automatic_threshold(smooth: NDArray[np.float32]) -> float:

@@ -12,7 +12,7 @@ it, and with it what the latents and poses took from noise. With independent hal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,27 +20,20 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.calibration import shrunk_contrast
-from flex_job.canonical_map import canonical_map
 from flex_job.flow import Flow
-from flex_job.latents import inferred, normal_equations
+from flex_job.latents import inferred
 from flex_job.levels import Level
-from flex_job.linear_start import expectation_maximisation
 from flex_job.mesh import TetMesh
 from flex_job.mesh.tetmesh import vertex_weights
 from flex_job.model import FlexModel
 from flex_job.particles import Batch, ParticleStack
 from flex_job.pose_corrections import PoseCorrections
-from flex_job.solver import moved_vertices
+from flex_job.pose_errors import posed_batches, with_pose_errors
 from flex_job.train import Trainer
-from flex_job.turned_flow import TurnedFlow, rigid_unit
-from flex_job.validation.sides import batch_size
-from flex_job.volume import Volume
+from flex_job.turned_flow import TurnedFlow
 
 __all__ = ["refine_poses"]
 
-SAMPLE = 4000  # particles that the sizes of the errors are found from
-ITERATIONS = 150  # of expectation-maximisation
-FIRST_GUESS_A = 2.0  # rms
 ROUNDS = 2  # of inference; the map is solved for between them
 
 NAMES = ("latents", "covariance", "motion", "contrast")
@@ -75,16 +68,16 @@ def refine_poses(
     for number in range(rounds, ROUNDS):
         if number:
             trainer.stack = _corrections(given, trainer.mesh, found, scale=scale).applied(given, contrast)
-            density = _solved_map(trainer, flow, found.latents)
+            density = trainer.solved(flow, found.latents)
         # poses as they were given, for the prior is that of the whole error; contrasts as last found
         trainer.stack = replace(given, scale=(given.scale * (found.contrast / contrast)).astype(np.float32))
         levels = [trainer.levels.level(density, band) for band in (p.band_start, p.band_end)]
         moving: Flow = flow
         if poses:
-            turned = TurnedFlow(flow, flow.latent_dims, trainer.mesh, rigid_unit(trainer.mesh, trainer.device))
-            turned.root = _root_of_errors(trainer, levels[0], turned, found)
-            trainer.events.message(_told(turned))
-            moving = turned
+            moving = with_pose_errors(
+                trainer, levels[0], flow, found.latents, np.flatnonzero(~trainer.kept_aside), beside_latents=True
+            )
+            trainer.events.message(_told(moving))
         found = _visit(trainer, levels, moving, found, scale=scale)
         if checkpoint and trainer.group.is_first and number + 1 < ROUNDS:
             checkpoint.save({name: torch.from_numpy(getattr(found, name)) for name in NAMES} | {"rounds": number + 1})
@@ -100,41 +93,6 @@ def refine_poses(
     )
 
 
-def _solved_map(trainer: Trainer, flow: Flow, latents: Floats) -> Volume:
-    images = trainer.levels.model(trainer.parameters.band_end)
-    positions = moved_vertices(images, trainer.vertices, flow, latents)
-    stack, aside = trainer.stack, trainer.kept_aside
-    return canonical_map(stack, images, positions, trainer.events, trainer.group, trainer.micro_batch, left_out=aside)
-
-
-def _batches(trainer: Trainer, index: NDArray[np.int64], level: Level) -> Iterator[Batch]:
-    """This rank's of the particles."""
-    indices = trainer.group.batches(index, batch_size(trainer))
-    return trainer.stack.batches(trainer.group.checked(indices, trainer.events), level.model.band)
-
-
-def _root_of_errors(trainer: Trainer, level: Level, unit: TurnedFlow, found: _Found) -> torch.Tensor:
-    """The root (6, 6), lower triangular, of the covariance of the pose errors; amplitudes of `unit` are angstroms rms.
-
-    Small errors change an image linearly, and so do latents about where they are: the amplitudes of both together are
-    taken for normally distributed, and the errors' part of their covariance is kept."""
-    dims, size = unit.own, unit.latent_dims
-    sample = np.flatnonzero(~trainer.kept_aside)
-    sample = sample[:: -(-len(sample) // SAMPLE)]
-    hessians, gradients = [torch.zeros(0, size, size).double()], [torch.zeros(0, size).double()]
-    for batch in _batches(trainer, sample, level):
-        z = torch.from_numpy(found.latents[batch.index]).to(trainer.device)
-        u, du = unit.with_derivative(torch.nn.functional.pad(z, (0, 6)))
-        q, dq = level.model.positions(batch, trainer.vertices + u), level.model.directions(batch, du)
-        hessian, gradient, _ = normal_equations(level.model, level.values, batch, q, dq)
-        from_zero = gradient + (hessian[:, :, :dims] @ z[..., None])[..., 0]
-        hessians.append(hessian.cpu().double())
-        gradients.append(from_zero.cpu().double())
-    prior = torch.diag(torch.tensor([1.0] * dims + [FIRST_GUESS_A**2] * 6, dtype=torch.float64))
-    covariance = expectation_maximisation(torch.cat(hessians), torch.cat(gradients), prior, ITERATIONS, trainer.group)
-    return unit.root @ torch.linalg.cholesky(covariance[dims:, dims:]).float().to(trainer.device)
-
-
 def _told(turned: TurnedFlow) -> str:
     amplitudes = turned.root.square().sum(1).cpu()
     shift_A, turn_deg = float(amplitudes[:3].mean().sqrt()), np.rad2deg(float(amplitudes[3:].mean().sqrt()))
@@ -148,7 +106,7 @@ def _visit(trainer: Trainer, levels: Sequence[Level], moving: Flow, found: _Foun
     turned = moving if isinstance(moving, TurnedFlow) else None
     new = replace(found, **{name: np.zeros_like(getattr(found, name)) for name in ("latents", "covariance", "motion")})
     raw, variance = np.zeros(n), np.zeros(n)
-    for batch in _batches(trainer, np.arange(n), levels[-1]):
+    for batch in posed_batches(trainer, np.arange(n), levels[-1].model.band):
         rows = batch.index
         z = torch.from_numpy(found.latents[rows]).to(trainer.device)
         if turned is not None:

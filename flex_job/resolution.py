@@ -20,6 +20,7 @@ from flex_job.fsc import FscCurves, compare_half_maps, fsc_masked, resolution_at
 from flex_job.half_maps import fitted_mask, read_halves
 from flex_job.local_resolution import local_resolution
 from flex_job.map_model import model_density, model_problem, read_model
+from flex_job.mask import value_problem
 from flex_job.volume import Volume, read_volume, write_volume
 from job_specs.parameters import ResolutionParameters, names_in
 
@@ -136,7 +137,8 @@ def resolution_problems(parameters: ResolutionParameters, map: Volume | None) ->
     found = []
     for path in names_in(parameters.fsc_masks):
         try:
-            problem = _mask_problem(read_volume(path), map)
+            mask = read_volume(path)
+            problem = value_problem(mask) or _extent_problem(mask, map)
             found += [f"fsc_masks: {path}: {problem}"] if problem else []
         except ValueError as error:
             found.append(f"fsc_masks: {error}")
@@ -205,10 +207,8 @@ def write_fsc_xml(path: Path, curves: FscCurves, title: str) -> Path:
     return path
 
 
-def _mask_problem(mask: Volume, map: Volume | None) -> str | None:
-    low, high = float(mask.data.min()), float(mask.data.max())
-    if not (low >= -1e-3 and 0 < high <= 1.001):
-        return f"values from {low:.3g} to {high:.3g}; expected 0 (outside) to 1 (inside), and not empty"
+def _extent_problem(mask: Volume, map: Volume | None) -> str | None:
+    """A mask may have another box than the map, over the same part of space."""
     if map is None:
         return None
     extent, expected = mask.box * mask.pixel_size_A, map.box * map.pixel_size_A

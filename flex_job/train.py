@@ -24,7 +24,7 @@ from flex_job.canonical_map import canonical_map
 from flex_job.checkpoint import Checkpoint, Saver
 from flex_job.distributed import Group
 from flex_job.events import Events
-from flex_job.flow import FlowGenerator
+from flex_job.flow import Flow, FlowGenerator
 from flex_job.flow_gradient import FlowObjective
 from flex_job.gauge import standardised
 from flex_job.held_out import held_out
@@ -284,14 +284,30 @@ class Trainer:
         """Solve for the canonical map at the present band limit, latents and flow fixed, in the frame of the mean
         displacement: left alone the flow drifts from it, and both halves' maps would share a distorted frame."""
         self.flow.rest_at_mean(self._trained_latents())
-        model = self.levels.model(band_limit(self.parameters, self.epoch))
-        positions = moved_vertices(model, self.vertices, self.flow, self.latents)
         checkpoint = self.checkpoint and self.checkpoint.part("map", f"after epoch {self.epoch}")
-        self.map = canonical_map(
-            self.stack, model, positions, self.events, self.group, self.micro_batch, checkpoint, self.kept_aside
-        )
+        band = band_limit(self.parameters, self.epoch)
+        self.map = self.solved(self.flow, self.latents, band=band, checkpoint=checkpoint)
         self.map_due = False
         self.save()
+
+    def solved(
+        self,
+        flow: Flow | None = None,
+        latents: NDArray[np.float32] | None = None,
+        *,
+        band: float | None = None,
+        left_out: NDArray[np.bool_] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Volume:
+        """The canonical map of the particles moved by `flow` at `latents` (n, K), or at rest, in `band` (the training's
+        last by default). Particles at which `left_out` (n,) is true have no part in it, by default those that are kept
+        aside. Together."""
+        images = self.levels.model(band or self.parameters.band_end)
+        positions = moved_vertices(images, self.vertices, flow, latents)
+        aside = self.kept_aside if left_out is None else left_out
+        return canonical_map(
+            self.stack, images, positions, self.events, self.group, self.micro_batch, checkpoint, aside
+        )
 
     def finish(self) -> FlexModel:
         """Last visit of the latents at the final band limit, and the model."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flex_job.model import FlexModel
-from flex_job.solver import moved_vertices
 from flex_job.train import Trainer
 from flex_job.validation.gain import Gain, held_out_gain
-from flex_job.validation.sides import Side, make_side, solved_map
+from flex_job.validation.sides import Side, make_side, unused
 
 __all__ = ["Comparison", "compare"]
 
@@ -27,9 +26,7 @@ def compare(trainer: Trainer, model: FlexModel, rigid: Side | None = None) -> Co
     that side where an earlier comparison on the same particles has made it. Together."""
     flow = model.flow.to(trainer.device)
     if rigid is None:
-        images = trainer.levels.model(trainer.parameters.band_end)
-        still = solved_map(trainer, moved_vertices(images, trainer.vertices))
-        rigid = make_side(trainer, still, None, model.latents)
+        rigid = make_side(trainer, trainer.solved(left_out=unused(trainer)), None, model.latents)
     flex = make_side(trainer, model.map, flow, model.latents)
     gain = held_out_gain(trainer, flex, rigid)
     flow.cpu()

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from flex_job.latents import inferred
+from flex_job.pose_errors import posed_batches
 from flex_job.train import Trainer
-from flex_job.validation.sides import Side, batch_size
+from flex_job.validation.sides import Side
 
 __all__ = ["Gain", "held_out_gain"]
 
@@ -38,7 +39,7 @@ def held_out_gain(trainer: Trainer, flex: Side, rigid: Side) -> Gain:
     random = np.random.default_rng((trainer.seed, 2))
     half = torch.from_numpy(random.random(len(band)) < 0.5).to(rest.device)
     gains = torch.zeros(len(stack), 2, dtype=torch.float64)
-    for batch in stack.batches(group.checked(group.batches(index, batch_size(trainer)), trainer.events), band):
+    for batch in posed_batches(trainer, index, band):
         for seen in (half, ~half):
             part = batch.only(seen)
             z, pose = (

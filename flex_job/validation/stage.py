@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 from flex_job.files import written_aside
 from flex_job.model import FlexModel
 from flex_job.train import Trainer, train
+from flex_job.turned_flow import TurnedFlow
 from flex_job.validation.compare import Comparison, compare
 from flex_job.validation.null import simulate_rigid
 from flex_job.validation.verdict import Estimate, Verdict, estimate, judge
 
 if TYPE_CHECKING:
-    from flex_job.refine import Refinement
+    from flex_job.job_inputs import JobInputs
 
 __all__ = ["validate", "write_verdict"]
 
 
-def validate(run: Refinement, trainer: Trainer, model: FlexModel, nulls: int) -> Verdict:
+def validate(run: JobInputs, trainer: Trainer, model: FlexModel, nulls: int) -> Verdict:
     """The model of a job against no motion; then `nulls` times the same training and test on particles simulated
     without motion. Together."""
     compared = compare(trainer, model)
@@ -32,21 +33,21 @@ def validate(run: Refinement, trainer: Trainer, model: FlexModel, nulls: int) ->
     return judge(gain, shuffled, _nulls(run, trainer, compared, nulls))
 
 
-def _nulls(run: Refinement, template: Trainer, compared: Comparison, count: int) -> list[Estimate]:
+def _nulls(run: JobInputs, template: Trainer, compared: Comparison, count: int) -> list[Estimate]:
     """What trainings on rigid simulations gain; those that are done are kept in the stage's checkpoint."""
     checkpoint, group = run.checkpoint("validate"), run.group
     kept = checkpoint.part("nulls")
     state = kept.load(group)
     done = [Estimate(*values) for values in state["nulls"]] if state else []
     density, path = compared.rigid.map, run.cache_folder / "null.f16"
+    pose_errors = TurnedFlow(None, template.mesh, compared.flex.flow.root)  # that are left beside the motion
     for number in range(len(done), count):
         level = template.levels.level(density, template.parameters.band_end)
         simulate = partial(
             simulate_rigid,
             template.stack,
             level,
-            template.vertices,
-            compared.flex.flow.fields,
+            pose_errors,
             path,
             seed=number,
             batch_size=template.micro_batch,

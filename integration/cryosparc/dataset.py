@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flex_job.files import written_aside
 from flex_job.input_files import opened_input
+from flex_job.npy_header import read_npy_header
 from flex_job.problems import one_line
 
 __all__ = ["Records", "find_passthroughs", "join", "read_cs", "write_cs"]
@@ -41,10 +42,8 @@ def read_cs(path: str | Path) -> Records:
             )
         file.seek(0)
         try:
-            version = npy.read_magic(file)
-            reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = reader(file, max_header_size=LONGEST_HEADER)
-        except Exception as error:  # numpy lets what Python's tokenizer raises pass
+            shape, _, dtype = read_npy_header(file, LONGEST_HEADER)
+        except ValueError as error:
             raise ValueError(one_line(f"{path}: not a numpy file ({error}); expected {EXPECTED}")) from None
         if dtype.names is None or len(shape) != 1 or "uid" not in dtype.names:
             raise ValueError(f"{path}: a numpy file that is not a table with a uid field; expected {EXPECTED}")

@@ -12,6 +12,7 @@ from engine.prepared import Prepared, one_moving_arm
 from flex_job.independent import Agreement, agreement, half_stack, with_latents_of_all
 from flex_job.model import FlexModel
 from flex_job.train import train
+from flex_job.turned_flow import TurnedFlow
 from flex_job.validation import simulate_rigid
 from job_specs.parameter import settled
 from job_specs.parameters import TrainParameters
@@ -65,9 +66,9 @@ def test_the_models_agree_on_a_motion(models: list[FlexModel]) -> None:
 def test_they_do_not_agree_where_there_is_none(prepared: Prepared, models: list[FlexModel]) -> None:
     trainer = prepared.trainer(QUICK)
     level = trainer.levels.level(prepared.map, QUICK.band_end)
-    nothing = torch.zeros(6, *trainer.vertices.shape)
+    exact = TurnedFlow(None, prepared.mesh, torch.zeros(6, 6))
     path = prepared.folder / "rigid.f16"
-    stack = simulate_rigid(prepared.stack, level, trainer.vertices, nothing, path, seed=0, batch_size=200)
+    stack = simulate_rigid(prepared.stack, level, exact, path, seed=0, batch_size=200)
     still: Agreement = agreement(*models_of(prepared._replace(stack=stack)))
     assert still.mean_motion_A < 0.3 * agreement(*models).mean_motion_A
     assert still.correlation < 0.6

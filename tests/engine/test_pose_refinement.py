@@ -14,7 +14,6 @@ from scipy.spatial.transform import Rotation
 
 from flex_job.checkpoint import Checkpoint
 from flex_job.events import Events, StopRequested
-from flex_job.flow import FlowGenerator
 from flex_job.likelihood_gain import likelihood_gains, told_gains
 from flex_job.mesh import TetMesh
 from flex_job.mesh.tetmesh import vertex_weights
@@ -156,7 +155,7 @@ def test_a_corrected_pose_shows_what_the_turned_particle_shows(prepared: Prepare
     """Turn and shift as a displacement of the vertices, and as a pose: the same places in the image."""
     trainer = prepared.trainer(QUICK)
     flow = trainer.flow
-    turned = TurnedFlow(flow, 1, prepared.mesh, rigid_unit(prepared.mesh, trainer.device))
+    turned = TurnedFlow(flow, prepared.mesh, rigid_unit(prepared.mesh, trainer.device))
     z = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 8
     from flex_job.pose_refinement import _corrections, _Found
 
@@ -174,23 +173,6 @@ def test_a_corrected_pose_shows_what_the_turned_particle_shows(prepared: Prepare
     expected = images.positions(some.batch(everyone, images.band), moved)
     torch.testing.assert_close(seen, expected, atol=2e-4, rtol=1e-4)
     assert (seen - images.positions(some.batch(everyone, images.band), bent)).abs().max() > 0.3  # it did move
-
-
-def test_derivatives_of_a_turned_flow(prepared: Prepared) -> None:
-    torch.manual_seed(0)
-    vertices = len(prepared.mesh.vertices_A)
-    flow = FlowGenerator(2, 1, 8, torch.ones(vertices))
-    turned = TurnedFlow(flow, 2, prepared.mesh, rigid_unit(prepared.mesh, torch.device("cpu")))
-    z = torch.tensor([[0.3, -0.7, 2.0, -1.0, 0.5, 0.0, 0.0, 0.0]])
-    here, slopes = turned.with_derivative(z)
-    torch.testing.assert_close(here, turned(z))
-    for k in range(8):
-        step = torch.zeros_like(z)
-        step[0, k] = 0.1
-        with torch.no_grad():
-            numerical = (turned(z + step) - turned(z - step)) / 0.2
-        torch.testing.assert_close(slopes[:, k], numerical, atol=2e-3, rtol=1e-2)
-    np.testing.assert_allclose(turned.amplitudes(turned.motion(z)).numpy(), z[:, 2:].numpy(), atol=1e-5)
 
 
 def test_a_model_keeps_its_corrections(prepared: Prepared, tmp_path: Path) -> None:

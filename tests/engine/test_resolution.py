@@ -161,8 +161,6 @@ def test_problems_of_all_files_are_told(folder: Path, tmp_path: Path) -> None:
     far = Volume(MASK.data, PIXEL, (900.0, 0.0, 0.0))
     told = resolution_problems(bad, far)
     assert len(told) == 5
-    for text, line in zip(
-        ("values from 7", "not empty", "expected 216.0 A", "no such file", "atoms"), told, strict=True
-    ):
+    for text, line in zip(("run from 7", "is empty", "expected 216.0 A", "no such file", "atoms"), told, strict=True):
         assert text in line, line
     assert len(resolution_problems(bad, None)) == 3  # what can be said without a map

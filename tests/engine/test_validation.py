@@ -12,8 +12,8 @@ from engine.prepared import Prepared, one_moving_arm
 from flex_job.gauge import standardised
 from flex_job.held_out import held_out
 from flex_job.train import train
+from flex_job.turned_flow import TurnedFlow, rigid_unit
 from flex_job.validation import Estimate, Verdict, compare, estimate, judge, simulate_rigid
-from flex_job.validation.poses import pose_fields, rigid_motions
 from job_specs.parameter import settled
 from job_specs.parameters import TrainParameters
 
@@ -29,10 +29,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def without_motion(data: Prepared, wobble_A: float, seed: int = 0) -> Prepared:
     """Rigid particles, turned and shifted by as much in each of the six ways as their poses do not tell."""
     trainer = data.trainer(QUICK)
-    fields = wobble_A * torch.from_numpy(rigid_motions(data.mesh))
+    wobble = TurnedFlow(None, data.mesh, wobble_A * rigid_unit(data.mesh, trainer.device))
     level = trainer.levels.level(data.map, QUICK.band_end)
     path = data.folder / f"rigid_{wobble_A:g}_{seed}.f16"
-    stack = simulate_rigid(data.stack, level, trainer.vertices, fields, path, seed=seed, batch_size=200)
+    stack = simulate_rigid(data.stack, level, wobble, path, seed=seed, batch_size=200)
     return data._replace(stack=stack)
 
 
@@ -78,30 +78,6 @@ def test_how_many_are_kept_aside(n: int, fraction: float, count: int) -> None:
     assert chosen.shape == (n,) and chosen.sum() == count
     np.testing.assert_array_equal(chosen, held_out(n, fraction, 0))
     assert count < 10 or (chosen != held_out(n, fraction, 1)).any()
-
-
-def test_pose_errors_are_found_in_their_size(prepared: Prepared) -> None:
-    def sizes(data: Prepared) -> np.ndarray:
-        trainer = data.trainer(QUICK)
-        index = np.arange(len(data.stack))
-        fields = pose_fields(
-            data.stack, index, data.mesh, trainer.levels.level(data.map, QUICK.band_start), 200, trainer.group
-        ).numpy()
-        motions = rigid_motions(data.mesh).reshape(6, -1)
-        amplitudes = fields.reshape(6, -1) @ np.linalg.pinv(motions)  # of each motion in each field
-        return np.sqrt((amplitudes**2).sum(axis=0))
-
-    np.testing.assert_allclose(sizes(without_motion(prepared, 6.0)), 6.0, rtol=0.25)
-    assert sizes(without_motion(prepared, 0.0)).max() < 2.5
-
-
-def test_rigid_motions_strain_nothing_and_are_one_angstrom(prepared: Prepared) -> None:
-    trainer = prepared.trainer(QUICK)
-    motions = torch.from_numpy(rigid_motions(prepared.mesh))
-    bent = motions.clone()
-    bent[:, :, 0] *= 1 + 0.1 * torch.rand(motions.shape[1], generator=torch.Generator().manual_seed(0))
-    energy = trainer.objective.rigidity.energy
-    assert float(energy(1e-2 * motions)) < 1e-3 * float(energy(1e-2 * bent))
 
 
 def made(mean: float, error: float) -> Estimate:

@@ -77,7 +77,7 @@ def test_refine_with_independent_halves(capsys: pytest.CaptureFixture[str]) -> N
 def test_refine_chooses_latents_and_rigidity(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flex_job.refine.FEWEST", 100)
+    monkeypatch.setattr("flex_job.training_stage.FEWEST", 100)
     folder = Path("External/job604")
     options = {"o": f"{folder}/", "in_parts": PARTICLES, **QUICK, "latent_dims": "auto", "rigidity": "auto"}
     assert run("train", options) == 0
