@@ -37,14 +37,22 @@ Curve = list[tuple[float, float]]
 STAR, MASK, TRUTH = "Refine3D/job001/run_data.star", "MaskCreate/job002/mask.mrc", "truth/truth.npz"
 
 
-def environment(folder: Path, pip_flags: list[str]) -> Path:
-    """cryoDRGN's own environment, made on first use; returns its bin folder."""
-    if not (folder / "bin/cryodrgn").exists():
-        print(f"installing {CRYODRGN} into {folder}", flush=True)
+def environment(
+    folder: Path, pip_flags: list[str], program: str = "cryodrgn", packages: tuple[str, ...] = (CRYODRGN,)
+) -> Path:
+    """An environment of its own for a method, made on first use; returns its bin folder.
+
+    Raises RuntimeError, with the last that pip said, where a package cannot be installed.
+    """
+    if not (folder / "bin" / program).exists():
+        print(f"installing {' '.join(packages)} into {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip: list[str | Path] = [folder / "bin/python", "-m", "pip", "install", "--quiet", *pip_flags]
         # the same torch as ours, so that the comparison is of the methods
-        subprocess.run([*pip, f"torch=={version('torch').split('+')[0]}", CRYODRGN], check=True)
+        torch_too = f"torch=={version('torch').split('+')[0]}"
+        done = subprocess.run([*pip, torch_too, *packages], text=True, stderr=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise RuntimeError(f"pip cannot install {' '.join(packages)}: {' '.join(done.stderr.split())[-400:]}")
     return folder / "bin"
 
 

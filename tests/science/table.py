@@ -118,20 +118,38 @@ def _states(done: Sequence[tuple[Case, Record]]) -> list[str]:
 
 
 def _peers(done: Sequence[tuple[Case, Record]]) -> list[str]:
+    head = ["data", "SNR", "method", "R^2 of the true latents", "FSC at the states", "mean", "seconds", "settings"]
     rows = []
     for case, record in done:
         if "peers" not in record:
             continue
-        ours = [f"{state['flex']:.3f}" for state in record["states"]]
         states = "; ".join(_at(state["latents"]) for state in record["states"])
-        rows.append([*_title(case), "ours", _latents(record), ", ".join(ours), f"{record['seconds']['all']:.0f}", ""])
+        flex = [state["flex"] for state in record["states"]]
+        rigid = [state["rigid"] for state in record["states"]]
+        data = [case.title, f"{case.snr:g}"]
+        rows.append([*data, "rigid", "", *_scores(rigid), "", f"states {states}"])
+        rows.append([*data, "ours", _explained(record), *_scores(flex), f"{record['seconds']['all']:.0f}", ""])
         for name, peer in record["peers"].items():
-            scores = ", ".join(f"{state['score']:.3f}" for state in peer.get("states", []))
-            note = peer.get("told", "") or f"failed: {peer['failed']}"
-            rows.append([*_title(case), PEERS[name], _latents(peer), scores, f"{peer['seconds']:.0f}", note])
-        rows[-1 - len(record["peers"])][-1] = f"states {states}"
-    head = ["data", "SNR", "pose error, degrees", "method", "latents and truth", "FSC at the states", "seconds", ""]
+            scores = _scores([state["score"] for state in peer.get("states", [])])
+            note = peer["told"] if "told" in peer else f"failed: {peer['failed']}"
+            if "core_seconds" in peer:
+                note += f" ({peer['core_seconds'] / 60:.0f} minutes of a core)"
+            rows.append([*data, PEERS[name], _explained(peer), *scores, f"{peer['seconds']:.0f}", _cell(note)])
     return _rows(head, rows)
+
+
+def _explained(record: Record) -> str:
+    return ", ".join(f"{value:.3f}" for value in record.get("explained", []))
+
+
+def _scores(scores: Sequence[float]) -> list[str]:
+    """Of every state, and their mean."""
+    return [", ".join(f"{score:.3f}" for score in scores), f"{sum(scores) / len(scores):.3f}" if scores else ""]
+
+
+def _cell(text: str) -> str:
+    """What another program said, as it can stand in a table."""
+    return " ".join(text.replace("|", "/").split())
 
 
 if __name__ == "__main__":

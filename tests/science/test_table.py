@@ -102,12 +102,14 @@ def test_the_score_is_one_for_the_truth_and_sees_neither_scale_nor_what_lies_out
 
 
 def test_the_tables_hold_every_figure_and_nothing_of_cases_that_were_not_run() -> None:
+    states = [{"latents": [0.8], "score": 0.61}]
     peers = {
-        "cryodrgn": {"seconds": 600.0, "told": "6 epochs", "rank": 0.81, "states": [{"latents": [0.8], "score": 0.61}]},
-        "recovar": {"seconds": 30.0, "failed": "no wheel"},
+        "cryodrgn": {"seconds": 600.0, "told": "6 epochs", "explained": [0.71], "states": states},
+        "recovar": {"seconds": 30.0, "failed": "no wheel |\n for this machine"},
     }
     text = tables({"one_hinge": record(peers=peers), "noise": record(states=[], rank=0.01, verdict="not supported")})
-    for figure in ("rank 0.990", "0.75", "supported", "13.00 (11.50 to 14.50)", "0.850", "0.610", "failed: no wheel"):
+    expected = ["rank 0.990", "0.75", "supported", "13.00 (11.50 to 14.50)", "0.850"]
+    for figure in [*expected, "0.610", "0.710", "600", "failed: no wheel / for this machine"]:
         assert figure in text, figure
     assert "micelle" not in text and f"2 of {len(CASES)} cases" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
