@@ -44,18 +44,25 @@ def candidate_gains(run: JobInputs) -> Callable[[TrainParameters], NDArray[np.fl
     if state:
         known = {tuple(key): gains.numpy() for key, gains in zip(state["candidates"], state["gains"], strict=True)}
     rigid: list[Side] = []  # the same for all
+    most = sum(len(ladder) for name, ladder in LADDERS.items() if not getattr(asked, name))
 
     def gains(parameters: TrainParameters) -> NDArray[np.float64]:
         key = tuple(float(getattr(parameters, name)) for name in LADDERS)
         if key not in known:
             of_candidate = checkpoint.part("candidate", f"{key}")
             candidate = replace(parameters, held_out=HELD_OUT)
-            model = train(run.trainer(of_candidate, stack, parameters=candidate))
-            judge = run.trainer(None, stack, parameters=replace(candidate, band_end=asked.band_end or BAND))
-            compared = compare(judge, model, *rigid)
+            number = len(known)
+            with run.events.part(number / most, (number + 1) / most, f"candidate {number + 1}", at_least=True):
+                with run.events.part(0.0, 0.7):
+                    model = train(run.trainer(of_candidate, stack, parameters=candidate))
+                judge = run.trainer(None, stack, parameters=replace(candidate, band_end=asked.band_end or BAND))
+                with run.events.part(0.7, 1.0):
+                    compared = compare(judge, model, *rigid)
             rigid[:] = [compared.rigid]
             known[key] = compared.gain.flex
             tried = Tried.of(key, known[key], known[key])
+            best = max(float(each.mean()) for each in known.values())
+            run.events.progress(len(known) / most, gain_nats=best)
             run.events.message(f"tried {tried}: {tried.gain:.2f} nats per held-out particle")
             if run.group.is_first:
                 found = [torch.from_numpy(values.copy()) for values in known.values()]

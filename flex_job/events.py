@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from flex_job.progress import Progress, Tracker
 
 __all__ = ["Events", "StopRequested"]
 
@@ -22,7 +25,8 @@ class StopRequested(Exception):
 
 @dataclass
 class Events:
-    """Callbacks of one run. `message` takes a finished line; `should_stop` is polled between minibatches.
+    """Callbacks of one run. `message` takes a finished line, `show` each look at how far the work is, as often as
+    there is news; `should_stop` is polled between minibatches.
 
     `max_hours` is a budget of wall-clock time, 0 for none. The run is asked to end early enough for two more steps, as
     long as the longest between two polls so far, and for a last checkpoint.
@@ -33,8 +37,13 @@ class Events:
     max_hours: float = 0.0
     started: float = field(default_factory=time.monotonic)
     out_of_time: bool = False
+    show: Callable[[Progress], None] = lambda progress: None
     _polled: float | None = None
     _longest_step: float = 0.0
+    _tracker: Tracker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tracker = Tracker(lambda progress: self.show(progress))
 
     def check_stop(self) -> None:
         """Raise StopRequested when the host wants the run to end."""
@@ -52,8 +61,24 @@ class Events:
             self.out_of_time = now - self.started + margin >= budget
         return self.should_stop() or self.out_of_time
 
-    def progress(self, what: str, done: int, total: int, since: float, note: str = "", first: int = 0) -> None:
-        """One line: what, how far, time left (from the pace since `since`, time.monotonic, when `first` were done)."""
-        elapsed = time.monotonic() - since
-        left = elapsed / max(done - first, 1) * (total - done)
-        self.message(f"{what} {done}/{total}  {elapsed:.0f} s, about {left:.0f} s left{'  ' + note if note else ''}")
+    def plan(self, stages: Sequence[str]) -> None:
+        """The job's stages in order."""
+        self._tracker.planned = tuple(stages)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the job; its beginning and end are shown."""
+        with self._tracker.stage(name):
+            yield
+
+    @contextmanager
+    def part(self, begin: float, end: float, label: str = "", *, at_least: bool = False) -> Iterator[None]:
+        """What is done here is the present work from `begin` to `end` (0 to 1, as shares of time), called `label`.
+        `at_least`: there may be less to do than that."""
+        with self._tracker.part(begin, end, label, at_least):
+            yield
+
+    def progress(self, part: float, step: str = "", *, landmark: bool = False, **figures: float) -> None:
+        """`part` (0 to 1) of the present stage, or part of it, is done; `step` says what is being done, or with
+        `landmark` what has just ended. `figures` are those of `flex_job.progress.FIGURES`."""
+        self._tracker.progress(part, step, landmark, figures)

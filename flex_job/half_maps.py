@@ -36,6 +36,7 @@ def write_half_maps(folder: Path, kind: str, halves: HalfMaps, mask: Volume, bfa
         "converged": halves.converged,
         "bfactor_A2": bfactor,
         "sharpening": fit.reason,
+        "resolution_A": curves.resolution_A(),
     }
 
 

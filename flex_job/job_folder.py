@@ -101,12 +101,13 @@ class JobFolder:
     @contextmanager
     def stage(self, stage: str, outputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         """A stage of all ranks; when it ends the files that the first wrote are there for the others."""
-        if self.group.is_first:
-            with self.manifest.stage(stage, getattr(self.settings, stage), outputs) as results:
-                yield results
-        else:
-            yield {}
-        self.group.barrier()
+        with self.events.stage(stage):
+            if self.group.is_first:
+                with self.manifest.stage(stage, getattr(self.settings, stage), outputs) as results:
+                    yield results
+            else:
+                yield {}
+            self.group.barrier()
 
     def clean(self) -> None:
         """The end of a job: drop checkpoints and particle caches; a later run that needs caches makes them."""

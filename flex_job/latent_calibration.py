@@ -43,7 +43,8 @@ def calibrated(whole: Trainer, model: FlexModel) -> tuple[FlexModel, float]:
     half = torch.from_numpy(np.random.default_rng((whole.seed, 8)).random(len(band)) < 0.5).to(whole.device)
     found = torch.zeros(len(stack), 2, dims, 1 + dims, dtype=torch.float64)  # of each half: latents, covariance
     indices = group.checked(group.batches(np.sort(sample), whole.micro_batch), whole.events)
-    for batch in stack.batches(indices, band):
+    for number, batch in enumerate(stack.batches(indices, band)):
+        whole.events.progress(number * whole.micro_batch * group.size / len(sample))
         for row, seen in enumerate((half, ~half)):
             zero = torch.zeros(len(batch), dims, device=whole.device)
             z, covariance = inferred(levels, flow, batch.only(seen), whole.vertices, zero)

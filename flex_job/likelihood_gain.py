@@ -45,7 +45,9 @@ def likelihood_gains(trainer: Trainer, models: Sequence[FlexModel], rigid: Halve
         m = len(moving.model.band)
         seen = torch.from_numpy(np.random.default_rng((trainer.seed, 9)).random(m) < 0.5).to(trainer.device)
         indices = group.batches(np.flatnonzero(stack.halves == half), trainer.micro_batch)
-        for batch in stack.batches(group.checked(indices, trainer.events), moving.model.band):
+        batches = stack.batches(group.checked(indices, trainer.events), moving.model.band)
+        for number, batch in enumerate(batches):
+            trainer.events.progress(0.5 * (half - 1 + number / len(indices)), f"half-set {half}")
             start = torch.from_numpy(model.latents[batch.index]).to(trainer.device)
             at_rest = _residual(still, batch, trainer.vertices)
             for part in (seen, ~seen):

@@ -17,11 +17,12 @@ from types import TracebackType
 
 from flex_job.problems import InputProblems
 
-__all__ = ["FolderInUse", "FolderLock"]
+__all__ = ["FolderInUse", "FolderLock", "is_held"]
 
 LOCK_FILE = ".lock"
 SHARED = "FLEX_JOB_LOCK"  # environment variable: the lock that a process has from the one that started it
 WAIT_S = 10.0  # the processes of a killed run may need a moment to end
+LOOK_S = 1.0  # that of `is_held` has it for a moment
 # Lustre mounted without flock, NFS without a lock daemon and the like
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -66,8 +67,11 @@ class FolderLock:
     def join(self) -> FolderLock:
         """Hold the folder together with the other processes of the job."""
         self._open()
-        if not self._lock(fcntl.LOCK_SH):
-            self._refuse()
+        until = time.monotonic() + LOOK_S
+        while not self._lock(fcntl.LOCK_SH):
+            if time.monotonic() > until:
+                self._refuse()
+            time.sleep(0.02)
         return self
 
     def release(self) -> None:
@@ -124,3 +128,26 @@ class FolderLock:
                 f"{self.folder / LOCK_FILE}"
             ]
         )
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a run has `folder` now, on whatever machine; None where that cannot be told. Nothing is created."""
+    path = folder / LOCK_FILE
+    try:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # some network file systems lock no other
+        except OSError:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)  # and with it what was locked
+    return False

@@ -63,7 +63,11 @@ def with_pose_errors(
 
 
 def posed_batches(trainer: Trainer, index: NDArray[np.int64], band: Band) -> Iterator[Batch]:
-    """This rank's of the particles, fewer at a time than in a training: each has six more derivatives."""
+    """This rank's of the particles, fewer at a time than in a training: each has six more derivatives. What is done of
+    them is the progress of the present work."""
     dims = trainer.parameters.latent_dims
     size = max(1, trainer.micro_batch * (dims + 1) // (dims + 7))
-    return trainer.stack.batches(trainer.group.checked(trainer.group.batches(index, size), trainer.events), band)
+    batches = trainer.group.batches(index, size)
+    for number, batch in enumerate(trainer.stack.batches(trainer.group.checked(batches, trainer.events), band)):
+        trainer.events.progress(number / len(batches))
+        yield batch

@@ -73,12 +73,14 @@ def refine_poses(
         trainer.stack = replace(given, scale=(given.scale * (found.contrast / contrast)).astype(np.float32))
         levels = [trainer.levels.level(density, band) for band in (p.band_start, p.band_end)]
         moving: Flow = flow
-        if poses:
-            moving = with_pose_errors(
-                trainer, levels[0], flow, found.latents, np.flatnonzero(~trainer.kept_aside), beside_latents=True
-            )
-            trainer.events.message(_told(moving))
-        found = _visit(trainer, levels, moving, found, scale=scale)
+        with trainer.events.part(number / ROUNDS, (number + 1) / ROUNDS, f"poses, round {number + 1} of {ROUNDS}"):
+            if poses:
+                with trainer.events.part(0.0, 0.2):
+                    sample = np.flatnonzero(~trainer.kept_aside)
+                    moving = with_pose_errors(trainer, levels[0], flow, found.latents, sample, beside_latents=True)
+                trainer.events.message(_told(moving))
+            with trainer.events.part(0.2, 1.0):
+                found = _visit(trainer, levels, moving, found, scale=scale)
         if checkpoint and trainer.group.is_first and number + 1 < ROUNDS:
             checkpoint.save({name: torch.from_numpy(getattr(found, name)) for name in NAMES} | {"rounds": number + 1})
     corrections = _corrections(given, trainer.mesh, found, scale=scale)

@@ -104,8 +104,7 @@ def prepare(
             bad_so_far += index[_is_bad(level)].tolist()
             if len(bad_so_far) >= MANY_BAD:
                 raise _bad_images(consensus, bad_so_far, f" of the first {parts.count} read")
-            if index[0] // source.batch_size % 50 == 49:
-                events.progress(f"reading particles at {box} px", parts.count, parts.most, began)
+            events.progress(parts.count / parts.most, f"reading particles at {box} px")
         save()
         raw, variance, level = parts.values.T
         bad = np.flatnonzero(_is_bad(level)).tolist()

@@ -12,6 +12,7 @@ import torch
 from flex_job.checkpoint import Checkpoint
 from flex_job.distributed import Group
 from flex_job.events import Events
+from flex_job.fsc import resolution_at
 from flex_job.imaging import ImageModel
 from flex_job.model import FlexModel
 from flex_job.operator import MASK_LEVEL, make_operator, rigid_domain, voxel_domain
@@ -88,8 +89,15 @@ def reconstruct(
     if state is not None:
         events.message(f"{name}: goes on after iteration {state.iteration}")
 
+    frequency = np.arange(stack.box // 2 + 1) / (stack.box * stack.pixel_size_A)
+
     def each(now: SolverState) -> None:
-        events.message(f"{name}: iteration {now.iteration}, the half-maps' FSC changed by {now.change:.4f} at most")
+        figures = {"change": now.change}
+        if now.agreement is not None:
+            figures[f"{name}_A"] = resolution_at(now.agreement.numpy(), 0.143, frequency)
+        passes = parameters.max_iterations + 1
+        with events.part(0, 1, at_least=True):
+            events.progress((now.iteration + 1) / passes, f"iteration {now.iteration}", landmark=True, **figures)
 
     state = solve(
         problem,

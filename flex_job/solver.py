@@ -10,6 +10,7 @@ iteration with the FSC, at no pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 
 import numpy as np
@@ -135,7 +136,11 @@ class LeastSquares:
 
         saver = Saver(keep, self.group, self.events)
         left = [self.group.batches(index[~done[index]], self.batch_size) for index in self.sets]
+        mine = sum(len(index) for index in chain(*left))
+        begun, seen = done.sum(), 0
         for batch in self.stack.batches(saver.checked(chain(*left)), self.model.band):
+            self.events.progress((begun + seen) / max(1, begun + mine))
+            seen += len(batch)
             add(int(self.number[batch.index[0]]), batch)
             done[batch.index] = True
         for total in sums:
@@ -212,9 +217,15 @@ def solve(
             state.partial = partial
             save_solver_state(checkpoint, state, problem.voxels)
 
+    def one_pass(number: int) -> AbstractContextManager[None]:
+        passes, at_least = max_iterations + 1, tolerance is not None
+        label = f"pass {number + 1} of {'at most ' if at_least else ''}{passes}"
+        return problem.events.part(number / passes, (number + 1) / passes, label, at_least=at_least)
+
     problem.partial, problem.keep = state.partial, save
     if state.gradient is None or state.weight is None:
-        state.gradient, state.weight = problem.start()
+        with one_pass(0):
+            state.gradient, state.weight = problem.start()
     weights = problem.shell_weights(state.weight)
     if state.prior is None:
         state.prior = ridge_of(weights)
@@ -225,7 +236,8 @@ def solve(
     while state.iteration < max_iterations and not state.converged:
         if state.direction is None or state.product is not None:
             state.direction, state.product = _direction(problem, state, weights), None
-        state.product = problem.product(state.direction)
+        with one_pass(state.iteration + 1):
+            state.product = problem.product(state.direction)
         gradient, curved = _with_prior(problem, state)
         length = -_ratio(gradient, state.direction, curved, state.direction)
         state.values = state.values + length * state.direction

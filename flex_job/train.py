@@ -38,6 +38,7 @@ from flex_job.particles import Batch, ParticleStack
 from flex_job.rigidity import Rigidity
 from flex_job.shards import Index, epoch_batches
 from flex_job.solver import moved_vertices
+from flex_job.training_schedule import Stretch, TrainingSchedule
 from flex_job.volume import Volume
 from job_specs.parameter import settled
 from job_specs.parameters import TrainParameters
@@ -81,6 +82,7 @@ class Trainer:
         self.stack, self.mesh, self.parameters, self.events = stack, mesh, parameters, events
         self.kept_aside = held_out(len(stack), parameters.held_out, seed)
         self.seed, self.checkpoint = seed, checkpoint
+        self.schedule = TrainingSchedule(parameters, len(stack))
         self.mask = mask
         self.map = consensus_map
         self.group = group or Group()
@@ -126,6 +128,7 @@ class Trainer:
         elif how == "linear":
             level = self.levels.level(self.map, p.band_start)
             began = time.monotonic()
+            self.events.progress(0.0, "linear start")
             start = linear_start(
                 self.stack,
                 self.mesh,
@@ -150,7 +153,8 @@ class Trainer:
         """The visit that ends a linear start: the particles' latents along its fields."""
         assert self.fields is not None
         level = self.levels.level(self.map, self.parameters.band_start)
-        for _, parts in self.visits("linear start", self._consecutive(), level.model.band, self.start_batch):
+        stretch = self.schedule.start
+        for _, parts in self.visits("linear start", stretch, self._consecutive(), level.model.band, self.start_batch):
             for batch in parts:
                 z, covariance = linear_latents(level.model, level.values, batch, self.vertices, self.fields)
                 self.latents[batch.index], self.covariance[batch.index] = z.numpy(), covariance.numpy()
@@ -160,23 +164,22 @@ class Trainer:
     # -- visits --------------------------------------------------------------------------------------------------
 
     def visits(
-        self, what: str, batches: Sequence[Index], band: Band, limit: int
+        self, what: str, stretch: Stretch, batches: Sequence[Index], band: Band, limit: int
     ) -> Iterator[tuple[Index, Iterator[Batch]]]:
         """Those of the minibatches that are not done yet, each with this rank's particles of it, at most `limit` at a
-        time. Every few minibatches the state is saved if it is time, or if a stop is asked for."""
+        time. Every few minibatches the state is saved if it is time, or if a stop is asked for. `stretch` is the
+        visit's share of the training."""
         saver = Saver(self.save, self.group, self.events)
-        first = self.minibatch
-        left = batches[first:]
+        begin, end = stretch
+        left = batches[self.minibatch :]
         pieces = [_pieces(self.group.own(whole), limit) for whole in left]
-        began = time.monotonic()
         with closing(self.stack.batches(chain.from_iterable(pieces), band)) as stream:
             for number, whole in enumerate(left):
                 if number % STOP_EVERY == 0:
                     saver.check()
+                self.events.progress(begin + (end - begin) * self.minibatch / len(batches), what)
                 yield whole, islice(stream, len(pieces[number]))
                 self.minibatch += 1
-                if self.minibatch % 20 == 0:
-                    self.events.progress(f"  {what}", self.minibatch, len(batches), began, first=first)
 
     def _consecutive(self) -> list[Index]:
         """Minibatches in the particles' order, which disks like best."""
@@ -237,7 +240,8 @@ class Trainer:
             self.noise.manual_seed(self.seed * 100_003 + self.epoch)
             self.data_term.zero_()
             self.stiffness.zero_()
-        for whole, parts in self.visits(f"epoch {self.epoch + 1}", batches, fine.model.band, self.micro_batch):
+        what, stretch = f"in epoch {self.epoch + 1} of {p.epochs}", self.schedule.epoch(self.epoch)
+        for whole, parts in self.visits(what, stretch, batches, fine.model.band, self.micro_batch):
             noise = torch.randn((len(whole), p.latent_dims), generator=self.noise)  # the same on all ranks
             for batch in parts:
                 if self.epoch >= p.fixed_latent_epochs:
@@ -255,12 +259,18 @@ class Trainer:
             self.standardise_latents()
         self.history.append(self.history_row(band, int((~self.kept_aside).sum()) * len(fine.model.band)))
         self.epoch, self.minibatch = self.epoch + 1, 0
-        due = self.epoch - p.fixed_latent_epochs
-        last = self.epoch == p.epochs
-        self.map_due = p.map_every > 0 and (last or (due >= 0 and due % p.map_every == 0))
+        self.map_due = self.schedule.map_follows(self.epoch - 1)
         self.save()
-        if self.map_due and not last:
+        self.tell_epoch()
+        if self.map_due and self.epoch < p.epochs:
             self.solve_map()
+
+    def tell_epoch(self) -> None:
+        """How far the training is after the epoch that has ended."""
+        figures = dict(zip(("band_A", "loss", "rigidity", "latent_spread"), self.history[-1], strict=False))
+        figures["motion_A"] = self.history[-1][HISTORY.index("motion (A)")]
+        _, done = self.schedule.epoch(self.epoch - 1)
+        self.events.progress(done, f"epoch {self.epoch}/{self.parameters.epochs}", landmark=True, **figures)
 
     def history_row(self, band: float, coefficients: int) -> list[float]:
         """What HISTORY names, of the epoch that ends."""
@@ -286,7 +296,8 @@ class Trainer:
         self.flow.rest_at_mean(self._trained_latents())
         checkpoint = self.checkpoint and self.checkpoint.part("map", f"after epoch {self.epoch}")
         band = band_limit(self.parameters, self.epoch)
-        self.map = self.solved(self.flow, self.latents, band=band, checkpoint=checkpoint)
+        with self.events.part(*self.schedule.map(self.epoch - 1), f"map after epoch {self.epoch}"):
+            self.map = self.solved(self.flow, self.latents, band=band, checkpoint=checkpoint)
         self.map_due = False
         self.save()
 
@@ -314,7 +325,10 @@ class Trainer:
         if self.map_due:
             self.solve_map()
         levels = self.steps(self.parameters.band_end)
-        for _, parts in self.visits("last visit", self._consecutive(), levels[-1].model.band, self.micro_batch):
+        stretch = self.schedule.last
+        for _, parts in self.visits(
+            "last visit", stretch, self._consecutive(), levels[-1].model.band, self.micro_batch
+        ):
             for batch in parts:
                 self.infer(batch, [*levels, levels[-1]])
         self.share_latents()
@@ -412,12 +426,6 @@ def train(trainer: Trainer, latents: NDArray[np.floating] | None = None) -> Flex
         trainer.save()
     if trainer.map_due and trainer.epoch < epochs:
         trainer.solve_map()
-    began, first = time.monotonic(), trainer.epoch
     while trainer.epoch < epochs:
         trainer.run_epoch()
-        row = dict(zip(HISTORY, trainer.history[-1], strict=True))
-        note = f"{row['band limit (A)']:.1f} A, data term {row['data term per coefficient']:.5f}, "
-        note += f"rigidity {row['rigidity']:.3g}, latent spread {row['latent spread']:.2f}, "
-        note += f"motion {row['motion (A)']:.2f} A rms"
-        events.progress("epoch", trainer.epoch, epochs, began, note, first)
     return trainer.finish()

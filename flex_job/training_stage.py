@@ -65,13 +65,17 @@ def train_models(run: Refinement, paths: Sequence[Path]) -> None:
     start = _agreed_map(run, whole) if independent else None
     with run.stage("train", [path.name for path in paths]) as results:
         if start is None:
-            models = [_with_refined_poses(run, whole, train(whole, run.consensus.latents))]
+            with run.events.part(0.0, 0.7 if _refines_poses(run) else 0.95):
+                model = train(whole, run.consensus.latents)
+            with run.events.part(0.7, 0.95):
+                models = [_with_refined_poses(run, whole, model)]
         else:
             models = _train_halves(run, whole, start, checkpoint)
             agreed = agreement(models[0], models[1], run.parameters.run.seed)
             run.events.message(str(agreed))
             results["agreement"] = agreed.record()
-        found = [calibrated(whole, model) for model in models]
+        with run.events.part(0.95, 1.0, "uncertainty of the latents"):
+            found = [calibrated(whole, model) for model in models]
         results["latent_noise_factor"] = max(factor for _, factor in found)
         run.events.message(told(results["latent_noise_factor"]))
         if run.group.is_first:
@@ -109,13 +113,19 @@ def _train_halves(run: Refinement, whole: Trainer, start: Volume, checkpoint: Ch
     for half, own in zip((1, 2), places, strict=True):
         trainer = half_trainer(run, half, start, checkpoint.part(f"half{half}"))
         given = run.consensus.latents
-        model = train(trainer, None if given is None else given[own])
-        models.append(_with_refined_poses(run, trainer, model, own))
+        with run.events.part(0.4 * (half - 1), 0.4 * half, f"half-set {half}"):
+            model = train(trainer, None if given is None else given[own])
+            models.append(_with_refined_poses(run, trainer, model, own))
     found = [model.corrections for model in models if model.corrections is not None]
     corrections = PoseCorrections.joined(found, places) if found else None
     models = [replace(model, corrections=corrections) for model in models]
     whole.stack = run.corrected(whole.stack, models[0])
-    return [with_latents_of_all(whole, model, own) for model, own in zip(models, places, strict=True)]
+    with run.events.part(0.8, 0.95, "latents of the other half-set"):
+        return [with_latents_of_all(whole, model, own) for model, own in zip(models, places, strict=True)]
+
+
+def _refines_poses(run: Refinement) -> bool:
+    return run.parameters.train.refine_poses or run.parameters.train.refine_scale
 
 
 def _with_refined_poses(
@@ -123,7 +133,7 @@ def _with_refined_poses(
 ) -> FlexModel:
     """The model with refined poses and contrasts, if asked for, of its particles, which are `own` of the job's."""
     p, contrast = run.parameters.train, run.training_particles[1].contrast
-    if not (p.refine_poses or p.refine_scale):
+    if not _refines_poses(run):
         return model
     relative = contrast if own is None else contrast[own]
     return refine_poses(trainer, model, relative, poses=p.refine_poses, scale=p.refine_scale)

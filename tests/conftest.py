@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+from integration.common.progress import EVERY
+
+os.environ[EVERY] = "0"  # tests wait for what a job says, and for no minute
 
 
 @pytest.fixture(scope="session")

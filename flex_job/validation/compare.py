@@ -24,10 +24,16 @@ class Comparison:
 def compare(trainer: Trainer, model: FlexModel, rigid: Side | None = None) -> Comparison:
     """`trainer` is one for the particles that `model` was trained on, with the same seed and parameters. `rigid` is
     that side where an earlier comparison on the same particles has made it. Together."""
-    flow = model.flow.to(trainer.device)
+    flow, events = model.flow.to(trainer.device), trainer.events
     if rigid is None:
-        rigid = make_side(trainer, trainer.solved(left_out=unused(trainer)), None, model.latents)
-    flex = make_side(trainer, model.map, flow, model.latents)
-    gain = held_out_gain(trainer, flex, rigid)
+        with events.part(0.0, 0.4, "map without motion"):
+            with events.part(0.0, 0.3):
+                density = trainer.solved(left_out=unused(trainer))
+            with events.part(0.3, 1.0):
+                rigid = make_side(trainer, density, None, model.latents)
+    with events.part(0.4, 0.8, "map with motion"):
+        flex = make_side(trainer, model.map, flow, model.latents)
+    with events.part(0.8, 1.0, "images that were kept aside"):
+        gain = held_out_gain(trainer, flex, rigid)
     flow.cpu()
     return Comparison(flex, rigid, gain)

@@ -56,11 +56,14 @@ def make_side(trainer: Trainer, density: Volume, flow: FlowGenerator | None, lat
     left_out, bands = unused(trainer), (trainer.parameters.band_start, trainer.parameters.band_end)
     index = np.flatnonzero(~left_out)
     coarse = trainer.levels.level(density, bands[0])
-    turned = with_pose_errors(trainer, coarse, flow, latents, index)
+    with trainer.events.part(0.0, 0.2):
+        turned = with_pose_errors(trainer, coarse, flow, latents, index)
     start = np.concatenate([latents[:, : turned.own], np.zeros((len(latents), 6), np.float32)], axis=1)
-    for batch in posed_batches(trainer, index, coarse.model.band):
-        z = torch.from_numpy(start[batch.index]).to(trainer.device)
-        start[batch.index] = inferred([coarse], turned, batch, trainer.vertices, z)[0].cpu().numpy()
+    with trainer.events.part(0.2, 0.6):
+        for batch in posed_batches(trainer, index, coarse.model.band):
+            z = torch.from_numpy(start[batch.index]).to(trainer.device)
+            start[batch.index] = inferred([coarse], turned, batch, trainer.vertices, z)[0].cpu().numpy()
     trainer.group.complete_(torch.from_numpy(start), trainer.group.own(np.arange(len(start))))
-    density = trainer.solved(turned, start, left_out=left_out)
+    with trainer.events.part(0.6, 1.0):
+        density = trainer.solved(turned, start, left_out=left_out)
     return Side(turned, density, [trainer.levels.level(density, band) for band in bands])

@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 
 __all__ = ["validate", "write_verdict"]
 
+NULL_COST = 5.0  # of a training on a simulation and its test, in those of the test alone; for who waits
+
 
 def validate(run: JobInputs, trainer: Trainer, model: FlexModel, nulls: int) -> Verdict:
     """The model of a job against no motion; then `nulls` times the same training and test on particles simulated
     without motion. Together."""
-    compared = compare(trainer, model)
+    alone = 1 / (1 + NULL_COST * nulls)
+    with run.events.part(0.0, alone):
+        compared = compare(trainer, model)
     gain, shuffled = estimate(compared.gain.flex), estimate(compared.gain.shuffled)
     verdict = judge(gain, shuffled)
     run.events.message(str(verdict))
     if not nulls:
         return verdict
-    return judge(gain, shuffled, _nulls(run, trainer, compared, nulls))
+    with run.events.part(alone, 1.0):
+        return judge(gain, shuffled, _nulls(run, trainer, compared, nulls))
 
 
 def _nulls(run: JobInputs, template: Trainer, compared: Comparison, count: int) -> list[Estimate]:
@@ -52,9 +57,14 @@ def _nulls(run: JobInputs, template: Trainer, compared: Comparison, count: int) 
             seed=number,
             batch_size=template.micro_batch,
         )
-        stack = group.first_does(simulate)
-        trainer = run.trainer(checkpoint.part("null", str(number)), stack, density)
-        done.append(estimate(compare(trainer, train(trainer)).gain.flex))
+        label = f"simulation {number + 1} of {count}"
+        with run.events.part(number / count, (number + 1) / count, label):
+            stack = group.first_does(simulate)
+            trainer = run.trainer(checkpoint.part("null", str(number)), stack, density)
+            with run.events.part(0.0, 0.8):
+                null = train(trainer)
+            with run.events.part(0.8, 1.0):
+                done.append(estimate(compare(trainer, null).gain.flex))
         run.events.message(f"simulation {number + 1} of {count} without motion: a gain of {done[-1]}")
         if group.is_first:
             kept.save({"nulls": [[null.mean, null.low, null.high, null.particles] for null in done]})

@@ -7,7 +7,6 @@ leave this module in no message: the tools put them into some of their errors.
 from __future__ import annotations
 
 import os
-import re
 import time
 import traceback
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flex_job.problems import InputProblems
+from flex_job.progress import Progress
 
 __all__ = [
     "ENDED",
@@ -34,8 +34,7 @@ SECRETS = ("CRYOSPARC_LICENSE_ID", "CRYOSPARC_PASSWORD", "CRYOSPARC_TOKEN")
 DEFAULT_PORT = 39000
 RUNNING = ("running", "waiting", "started", "launched")
 ENDED = ("completed", "killed", "failed")
-PROGRESS = re.compile(r"(?P<what>.*\S) \d+/(?P<total>\d+)  |(?P<solver>.*: iteration) \d+")
-PROGRESS_EVERY_S = {4: 120.0, 5: 2.0}  # a line that cannot be updated is a new one
+PROGRESS_EVERY_S = {4: 120.0, 5: 2.0}  # a line that cannot be updated, as 4.x cannot, is a new one
 
 SlotNames = Sequence[str | tuple[str, str]]
 """Slots by name, or as (name, type) where the two differ. A ? before a name: not required."""
@@ -174,7 +173,7 @@ class ExternalJob:
 
     def __init__(self, instance: Instance, job: Any) -> None:
         self.instance, self.job = instance, job
-        self._said: dict[str, float] = {}
+        self._next: dict[str, float] = {}
 
     @property
     def uid(self) -> str:
@@ -215,22 +214,21 @@ class ExternalJob:
         self.job.upload(path.name, path, overwrite=True)
 
     def log(self, line: str, level: str = "text") -> None:
-        """A line in the event log. Progress (`epoch 3/12  ...`) updates its line, where the version can."""
-        progress = PROGRESS.match(line)
-        if progress is None:
-            if level == "warning" and self.instance.major == 4:  # 4.7 shows any level but text as an error
-                line, level = f"warning: {line}", "text"
-            self.job.log(line, level=level)
+        """A line in the event log."""
+        if level == "warning" and self.instance.major == 4:  # 4.7 shows any level but text as an error
+            line, level = f"warning: {line}", "text"
+        self.job.log(line, level=level)
+
+    def show(self, progress: Progress) -> None:
+        """How far the job is: one line of the event log for each stage, updated where the version can."""
+        now = time.monotonic()
+        if not progress.ended and now < self._next.get(progress.stage, 0.0):
             return
-        what, now = progress["what"] or progress["solver"], time.monotonic()
-        finished = f" {progress['total']}/{progress['total']}  " in line
-        if not finished and now - self._said.get(what, -1e9) < PROGRESS_EVERY_S[self.instance.major]:
-            return
-        self._said[what] = now
-        if self.instance.major == 4:
-            self.job.log(line)
-        else:
-            self.job.log(line, name=what)
+        self._next[progress.stage] = now + PROGRESS_EVERY_S[self.instance.major]
+        if self.instance.major > 4:
+            self.job.log(str(progress), name=progress.stage)
+        elif progress.step or progress.ended:
+            self.job.log(str(progress))
 
     def log_plot(self, figure: Any, text: str) -> None:
         self.job.log_plot(figure, text)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from flex_job.progress import Progress
 from integration.common.signals import StopSignals
 from integration.cryosparc.client import ENDED, RUNNING, ExternalJob, without_secrets
 
@@ -73,6 +74,10 @@ class CryosparcJob:
         sys.stdout.flush()
         log.log(level, line)
         self._tried(lambda: self.job.log(line, mark))
+
+    def show_progress(self, progress: Progress) -> None:
+        """How far the job is, in the event log."""
+        self._tried(lambda: self.job.show(progress))
 
     def show(self, caption: str, figure: Any) -> None:
         """A figure in the event log."""

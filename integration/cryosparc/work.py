@@ -14,6 +14,7 @@ from flex_job.embeddings import given_embedding
 from flex_job.events import Events, StopRequested
 from flex_job.join import join
 from flex_job.launch import place_of
+from flex_job.lock import FolderLock
 from flex_job.mesh.inputs import mesh_problems
 from flex_job.problems import InputProblems
 from flex_job.refine import refine
@@ -21,6 +22,7 @@ from flex_job.resolution import resolution_problems
 from integration.common.log import JobLog, explain, log_file
 from integration.common.parameters import space_problem
 from integration.common.process import devices_of, limit_threads
+from integration.common.progress import Display
 from integration.common.signals import StopSignals
 from integration.cryosparc.client import connect, without_secrets
 from integration.cryosparc.dataset import read_cs, write_cs
@@ -46,13 +48,33 @@ def work(
 
     The first rank has the job as `host`, others only signals.
     """
+    if not isinstance(host, CryosparcJob):
+        return _work(host, group, parameters, prepared, folder, None)
+    with FolderLock(folder), Display(folder, "refine", host.say, host.show_progress) as display:
+        display.begin()
+        problem = _work(host, group, parameters, prepared, folder, display)
+        if problem:
+            display.end("stopped", without_secrets(problem))
+    return problem
+
+
+def _work(
+    host: CryosparcJob | StopSignals,
+    group: Group,
+    parameters: RefineParameters,
+    prepared: Prepared,
+    folder: Path,
+    display: Display | None,
+) -> str:
     job = host if isinstance(host, CryosparcJob) else None
-    say = job.say if job else log.info
+    say = display.say if display else log.info
     records = read_cs(prepared.particles)
     parameters = _with_given_latents(parameters, list(records), say)
     consensus = _consensus(parameters, prepared, folder, job.warn if job else log.warning)
     should_stop = host.should_stop if isinstance(host, CryosparcJob) else lambda: bool(host.name)
     events = Events(say, should_stop, parameters.run.max_hours if job else 0.0)
+    if display:
+        events.show = display.show
     try:
         result = refine(consensus, parameters, folder, events, group)
     except StopRequested:

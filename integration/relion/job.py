@@ -13,6 +13,7 @@ from flex_job.launch import Place, place_of
 from flex_job.lock import FolderInUse, FolderLock
 from integration.common.log import JobLog, explain, log_file
 from integration.common.process import devices_of, limit_threads
+from integration.common.progress import Display
 from integration.common.ranks import describe, run_ranks
 from integration.common.requeue import RESUMABLE, SavedWork, comes_back
 from integration.relion.host import EXIT_CODES, RelionJob, leave_failure, relion_version, write_nodes
@@ -43,8 +44,13 @@ def run(job: str, options: Mapping[str, str]) -> int:
             return EXIT_CODES["FAILURE"]
         rank = place.rank if place else 0
         # Before RelionJob, which clears the exit files: another run's must stay as they are.
-        with _lock(folder, rank), RelionJob(folder, first=rank == 0) as host, JobLog(folder, rank):
-            return _run_in(host, place, job, options)
+        with (
+            _lock(folder, rank),
+            RelionJob(folder, first=rank == 0) as host,
+            JobLog(folder, rank),
+            Display(folder, job, _say) as display,
+        ):
+            return _run_in(host, place, job, options, display)
     except FolderInUse as error:
         print(f"flex-job {job}: {error}", file=sys.stderr, flush=True)
         return 1
@@ -60,7 +66,7 @@ def _lock(folder: Path, rank: int) -> AbstractContextManager[object]:
     return FolderLock(folder) if rank == 0 else nullcontext()
 
 
-def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str, str]) -> int:
+def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str, str], display: Display) -> int:
     log.info("%s %s", job, " ".join(f"--{name} {value}" for name, value in options.items()))
     group, saved = None, SavedWork(host.folder)
     try:
@@ -80,27 +86,34 @@ def _run_in(host: RelionJob, place: Place | None, job: str, options: Mapping[str
                 group = join(place, group.device)
             # the first rank's clock is the one that counts
             hours = request.parameters.run.max_hours if host.first else 0.0
-            events = Events(_say if host.first else log.info, host.should_stop, hours)
+            events = Events(log.info, host.should_stop, hours)
+            if host.first:
+                display.begin()
+                events.message, events.show = display.say, display.show
             work(request, problems, events, group)
             if host.first:
                 _finish_nodes(request)
             group.leave()
         except StopRequested:
             group.leave()
-            return _stopped(host, job, events.out_of_time, saved)
+            return _stopped(host, job, events.out_of_time, saved, display)
         except RankLost as error:
             log.error("%s: another process was lost", job, exc_info=True)
             if host.first:
-                _complain(job, group.told_failure() or str(error))
+                text = group.told_failure() or str(error)
+                display.end("failed", text)
+                _complain(job, text)
             return host.finish("FAILURE")
     except (Exception, KeyboardInterrupt) as error:
         log.error("%s failed", job, exc_info=True)
         text = explain(error, host.folder / log_file(place.rank if place else 0))
+        display.end("failed", text)
         if host.first:
             _complain(job, text)
         elif group is None or not group.tell_failure(text):
             _complain(job, f"rank {place.rank if place else 0}: {text}")
         return host.finish("FAILURE")
+    display.end("done")
     if host.first:
         _say(f"Done: {host.folder}")
     return host.finish("SUCCESS")
@@ -120,19 +133,22 @@ def _in_local_ranks(host: RelionJob, request: Request, options: Mapping[str, str
     return host.finish("FAILURE")
 
 
-def _stopped(host: RelionJob, job: str, out_of_time: bool, saved: SavedWork) -> int:
+def _stopped(host: RelionJob, job: str, out_of_time: bool, saved: SavedWork, display: Display) -> int:
     """End after a stop that the engine has checkpointed; a job that comes back by itself leaves no exit file."""
     if not host.first:
         return 0  # anything else would make a launcher send TERM to the first, which may have been aborted
     if host.aborted:  # also when ccpem-pipeliner's TERM was noticed before its abort file
+        display.end("stopped", "aborted; press Continue to resume")
         _complain(job, "aborted; press Continue to resume")
         return host.finish("ABORTED")
     why = f"stopped by {host.signal_name}" if host.signal_name else "max_hours is used up" if out_of_time else "stopped"
     short = out_of_time or host.signal_name == "SIGUSR1"
     if comes_back(short and saved.has_grown()):
+        display.end("stopped", f"{why}; the scheduler starts this job again, and it resumes")
         _say(f"{why}; the scheduler starts this job again, and it resumes")
         return RESUMABLE
     hint = "" if not short or saved.has_grown() else "; nothing could be saved in this time, so give it more"
+    display.end("stopped", f"{why}; press Continue to resume{hint}")
     _complain(job, f"{why}; press Continue to resume{hint}")
     host.finish("FAILURE")
     return RESUMABLE

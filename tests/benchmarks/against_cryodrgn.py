@@ -175,7 +175,8 @@ def our_training(project: Path, star: Path, job: Path, threads: int, count: int)
         raise SystemExit(done.stdout)
     table = starfile.read(job / "particles.star")["particles"]
     seen.append((time.time() - began, rank(table["flexLatent1"].to_numpy(), truth)))
-    lines = re.findall(r"^(\S+ \S+) INFO epoch \d+/|^(\S+ \S+) INFO linear start", (job / "flex.log").read_text(), re.M)
+    told = re.compile(r"^(\S+ \S+) INFO train: epoch \d+/|^(\S+ \S+) INFO linear start", re.M)
+    lines = told.findall((job / "flex.log").read_text())
     marks = [datetime.strptime(a or b, "%Y-%m-%d %H:%M:%S,%f").timestamp() for a, b in lines]
     marks = [mark for mark in marks if mark > began]
     return list(np.diff(marks)), seen

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from flex_job.model import FlexModel
 from flex_job.motion import motion_amplitude
+from integration.local.status import status_of
 
 Refined = tuple[Path, subprocess.CompletedProcess[str]]
 
@@ -32,6 +33,15 @@ def test_leaves_everything_it_promises(refined: Refined) -> None:
     for name in folder.glob("*.mrc"):
         with mrcfile.open(name) as mrc:
             assert abs(float(mrc.voxel_size.x) - 8.0) < 1e-3
+
+
+def test_status_of_a_job_that_is_done(refined: Refined) -> None:
+    folder, done = refined
+    status = status_of(folder)
+    assert status is not None and (status.state, status.reason, status.job) == ("done", "", "refine")
+    assert status.progress is not None and tuple(status.finished) == status.progress.planned
+    assert {"loss", "gain_nats", "rigid_A", "flex_A"} <= set(status.figures)
+    assert all(f"{stage}: done in" in done.stdout for stage in status.finished)
 
 
 def test_finds_the_motion(refined: Refined) -> None:

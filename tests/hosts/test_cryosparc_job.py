@@ -32,6 +32,7 @@ from integration.cryosparc.command import OPTIONS
 from integration.cryosparc.dataset import join, read_cs
 from integration.cryosparc.job import run
 from integration.cryosparc.request import read_request
+from integration.local.status import status_of
 from job_specs.parameters import RefineParameters
 
 QUICK = {"latent_dims": "1", "epochs": "2", "tetra_cells": "6", "max_iterations": "3", "map_every": "0"}
@@ -169,8 +170,9 @@ def refined(
         kept, result = DONE[0]
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         for number in (1, 2, 3):
-            events.message(f"epoch {number}/3  1 s, about 0 s left")
-            events.message(f"flex: iteration {number}, the half-maps' FSC changed by 0.0100 at most")
+            with events.stage(f"stage {number}"):
+                for step in range(5):
+                    events.progress(step / 5, f"step {step}")
         return result
 
     monkeypatch.setattr("flex_job.refine.write_run_report", short_report)
@@ -232,10 +234,11 @@ def test_a_whole_run(instance: Instance, project: CsProject, major: int, refined
 
     lines = job.lines()
     assert any("mean corrected FSC" in line for line in lines)
-    assert len(lines) < 30
-    for progress, finished in (("flex: iteration", 0), ("epoch", 2)):  # 4.7 cannot update a line
-        count = len([line for line in lines if line.startswith(progress)])
-        assert count == 1 if major == 5 else 1 <= count <= 1 + finished
+    assert len(lines) < 40
+    for number in (1, 2, 3):  # 5.x updates one line, 4.7 cannot
+        assert [line for line in lines if line.startswith(f"stage {number}: ")] == [f"stage {number}: done in 0 s"]
+    status = status_of(folder)
+    assert status is not None and status.state == "done"
     curves, latents = [event for event in job.events if event["images"]]
     assert curves["text"].startswith("FSC of the half-maps") and latents["text"] == "Latents of the particles"
     assert instance.assets[curves["images"][0]["fileid"]][1].startswith(b"\x89PNG")

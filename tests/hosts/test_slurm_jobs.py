@@ -62,7 +62,7 @@ def said(folder: Path) -> str:
 def epochs_since_start(folder: Path) -> int:
     """How many epochs the job has told of since it was last started."""
     now = said(folder).split("training goes on after epoch")[-1]
-    return len(re.findall(r"^epoch \d+/", now, re.MULTILINE))
+    return len(re.findall(r"^train: epoch \d+/", now, re.MULTILINE))
 
 
 def wait_for_start(cluster: Cluster, folder: Path, starts: int, epochs: int) -> None:

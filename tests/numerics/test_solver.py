@@ -430,10 +430,10 @@ class _StopAfter(Events):
     """Asks for a stop once `count` iterations have been told."""
 
     def __init__(self, count: int) -> None:
-        self.lines: list[str] = []
+        steps: list[str] = []
         super().__init__(
-            message=self.lines.append,
-            should_stop=lambda: sum("iteration " in line for line in self.lines) >= count,
+            show=lambda progress: steps.append(progress.step) if progress.landmark else None,
+            should_stop=lambda: sum("iteration " in step for step in steps) >= count,
         )
 
 
