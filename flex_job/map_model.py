@@ -20,7 +20,7 @@ from flex_job.input_files import open_input
 from flex_job.problems import one_line
 from flex_job.volume import Volume
 
-__all__ = ["model_density", "model_problem", "read_model"]
+__all__ = ["model_density", "model_problem", "read_model", "read_structure"]
 
 EXPECTED = "an atomic model: a PDB or mmCIF file"
 OVERSAMPLING = 1.5
@@ -32,6 +32,11 @@ FEWEST_INSIDE = 0.5
 
 def read_model(path: str | Path) -> gemmi.Model:
     """The first model of a PDB or mmCIF file (or one packed by gzip). Raises ValueError, with the path."""
+    return read_structure(path)[0]
+
+
+def read_structure(path: str | Path) -> gemmi.Structure:
+    """What a PDB or mmCIF file holds, its first model checked. Raises ValueError, with the path."""
     path = Path(path)
     os.close(open_input(path, "file", EXPECTED))
     try:
@@ -42,7 +47,7 @@ def read_model(path: str | Path) -> gemmi.Model:
         raise ValueError(one_line(f"{path}: holds no atoms; expected {EXPECTED}"))
     if not np.isfinite(_positions(structure[0])).all():
         raise ValueError(one_line(f"{path}: has atoms at positions that are not finite; mend the file"))
-    return structure[0]
+    return structure
 
 
 def model_problem(path: str | Path, map: Volume) -> str | None:

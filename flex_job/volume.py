@@ -81,8 +81,13 @@ def _check_memory(path: Path, header: StackHeader) -> None:
         )
 
 
-def write_volume(path: str | Path, data: NDArray[np.floating], pixel_size_A: float) -> Path:
-    """Write float32 MRC with the pixel size in its header; aside first, then renamed over `path`.
+def write_volume(
+    path: str | Path,
+    data: NDArray[np.floating],
+    pixel_size_A: float,
+    corner_A: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Path:
+    """Write float32 MRC with pixel size and origin in its header; aside first, then renamed over `path`.
 
     The same volume gives the same bytes: mrcfile's label, which has the time in it, is replaced.
     """
@@ -92,5 +97,6 @@ def write_volume(path: str | Path, data: NDArray[np.floating], pixel_size_A: flo
         mrcfile.new(aside, np.ascontiguousarray(data, dtype=np.float32), overwrite=True) as mrc,
     ):
         mrc.voxel_size = pixel_size_A
+        mrc.header.origin = corner_A
         mrc.header.label[0] = b"flex-job"
     return path

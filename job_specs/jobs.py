@@ -16,7 +16,9 @@ from job_specs.parameters import RefineParameters, names_in, problems
 __all__ = ["JOBS", "Input", "JobSpec", "Output", "build", "near_matches", "pick"]
 
 InputKind = Literal["particles", "map", "mask", "model"]
-OutputKind = Literal["particles", "half_map", "map", "mask", "logfile", "model", "mesh", "table", "report"]
+OutputKind = Literal[
+    "particles", "half_map", "map", "mask", "logfile", "model", "mesh", "table", "report", "atomic_model"
+]
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A file in the job directory; `file` may be a glob pattern such as frame_*.mrc."""
+    """A file in the job directory; `file` may be a glob pattern such as frame_*.mrc. An `optional` one is there when it
+    was asked for."""
 
     file: str
     kind: OutputKind
     help: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,48 @@ JOBS: dict[str, JobSpec] = {
         JobSpec(
             "generate",
             "Volumes along the motion",
-            "Maps at given latents, or along each latent's 5th to 95th percentile.",
+            "Maps, atomic models and a movie at given latents, or along a path from the 5th to the 95th percentile.",
             (MODEL, replace(MODELLED, help="particles.star of a flexible job, whose model is then used"), MOVED_MAP),
             (
                 Output("frame_*.mrc", "map", "One map per row of the latents"),
                 Output("latents.csv", "table", "Latents of each frame, particles near it, and its uncertainty"),
+                Output("frames.cif", "atomic_model", "The atomic model in every frame, one model each", True),
+                Output("frame_*.cif", "atomic_model", "The same in a file each", True),
+                Output(
+                    "canonical.cif",
+                    "atomic_model",
+                    "The atomic model taken back to the map that is moved",
+                    optional=True,
+                ),
+                Output(
+                    "geometry.csv",
+                    "table",
+                    "How bond lengths and torsions of the model change, per frame",
+                    optional=True,
+                ),
+                Output("series.cxc", "report", "Script that opens and plays all this in ChimeraX", True),
+                Output(
+                    "motion.defattr",
+                    "report",
+                    "How far each residue moves (A, root mean square), for ChimeraX",
+                    optional=True,
+                ),
+                Output("series.gif", "report", "Movie of the motion", True),
+                Output("series.mp4", "report", "The same as video", True),
+                Output(
+                    "deformation_*.vtu",
+                    "report",
+                    "Mesh with its displacement (A) and rigidity, per frame",
+                    optional=True,
+                ),
+                Output("deformation.pvd", "report", "Opens these as a series in ParaView", True),
+                Output(
+                    "displacement_*.mrc",
+                    "report",
+                    "Displacement (A) along x, y or z of each voxel of the map",
+                    optional=True,
+                ),
+                Output("frames.zip", "report", "All of this but the movie, packed", True),
             ),
             ("generate", "run"),
         ),

@@ -278,21 +278,65 @@ class ResolutionParameters:
 
 @dataclass(frozen=True)
 class GenerateParameters:
-    """Volumes along latent paths."""
+    """Maps, atomic models and the motion itself along the latents."""
 
     latents: str = parameter(
         "",
-        help="CSV or STAR file with columns flexLatent1, ... and one row per frame; empty takes a path per latent",
+        help="CSV or STAR file with columns flexLatent1, ... and one row per frame; wins over path",
         tier="main",
         file=True,
     )
+    path: str = parameter(
+        "latents",
+        help="Frames along each latent in turn; or one path through the clusters of the particles; or through where "
+        "they are densest, from one end to the other (density); or at particles drawn at random",
+        choices=("latents", "clusters", "density", "particles"),
+        tier="main",
+    )
     frames: int = parameter(
         11,
-        help="Frames of each path from the 5th to the 95th percentile",
+        help="Frames of each path, from the 5th to the 95th percentile",
         bounds=(2, 1000),
         tier="main",
         cryosparc="frames",
     )
+    path_clusters: int = parameter(5, help="Clusters that path clusters goes through", bounds=(2, 100))
+    atomic_model: str = parameter(
+        "",
+        help="Atomic model, PDB or mmCIF, built into the map that is moved: it is moved into every frame",
+        tier="main",
+        file=True,
+    )
+    model_frame: int = parameter(
+        -1,
+        help="Frame of this series (0 is the first) that atomic_model was built in, from which it is taken back first; "
+        "-1 for the map that is moved",
+        bounds=(-1, 9999),
+    )
+    model_latents: str = parameter(
+        "",
+        help="Latents that atomic_model was built at, separated by commas, where it was built in none of these frames",
+    )
+    rigid_residues: bool = parameter(
+        True, help="Move each residue of atomic_model as a rigid body, in agreement with those bound to it"
+    )
+    model_files: bool = parameter(False, help="Write the models one by one as well: frame_000.cif and so on")
+    frame_box: int = parameter(
+        0, help="Box of the frames, cropped in Fourier space; 0 keeps the map's", unit="px", bounds=(0, 2048)
+    )
+    crop: bool = parameter(
+        False, help="Cut the frames to the smallest box that holds the moving molecule; the MRC origin says where it is"
+    )
+    sharpened: bool = parameter(
+        True, help="Move the sharpened map; no takes the mean of the unfiltered half-maps beside the model"
+    )
+    deformation: bool = parameter(
+        False,
+        help="Write the motion itself: the mesh's displacements per frame (VTU, for ParaView), and those of the voxels "
+        "in A as MRC maps along x, y and z",
+    )
+    movie: bool = parameter(True, help="Draw series.gif, and series.mp4 where there is ffmpeg")
+    zip: bool = parameter(False, help="Pack maps, models, tables and script into frames.zip")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def convect(
     the frequencies below Nyquist in every direction.
     """
     fine = domain.box * oversampling
-    corners = (vertices_A / domain.pixel_size_A + domain.box // 2) * oversampling
+    corners = vertices_A / domain.pixel_size_A * oversampling + fine // 2
     volume = np.zeros((fine,) * 3, dtype=np.float32)
     tables = (domain.local, domain.start, domain.vertices, domain.gradients, domain.offsets)
     _deposit(values, corners.astype(np.float32), *tables, volume)

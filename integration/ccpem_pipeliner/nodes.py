@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeliner.data_structure import (
+    NODE_ATOMCOORDS,
     NODE_DENSITYMAP,
     NODE_LOGFILE,
     NODE_MASK3D,
@@ -28,6 +29,7 @@ TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "model": (NODE_MLMODEL, ()),
     "mesh": (NODE_PROCESSDATA, ()),
     "table": (NODE_PROCESSDATA, ()),
+    "atomic_model": (NODE_ATOMCOORDS, ()),
 }
 
 
@@ -47,18 +49,18 @@ def nodes_before(job: JobSpec) -> Iterator[tuple[str, str, list[str]]]:
     """(file, type, keywords) of outputs whose names are known before the job runs."""
     for output in job.outputs:
         node = node_of(output)
-        if node is not None and not _is_pattern(output):
+        if node is not None and _is_known(output):
             yield output.file, *node
 
 
 def nodes_after(job: JobSpec, folder: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """(file, type, keywords) of those whose number only the finished job knows, such as frame_*.mrc."""
+    """(file, type, keywords) of those that only the finished job knows: of any number, as frame_*.mrc, or optional."""
     for output in job.outputs:
         node = node_of(output)
-        if node is not None and _is_pattern(output):
+        if node is not None and not _is_known(output):
             for path in sorted(folder.glob(output.file)):
                 yield path.name, *node
 
 
-def _is_pattern(output: Output) -> bool:
-    return "*" in output.file
+def _is_known(output: Output) -> bool:
+    return "*" not in output.file and not output.optional

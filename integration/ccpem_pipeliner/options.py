@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeliner.data_structure import (
+    NODE_ATOMCOORDS,
     NODE_DENSITYMAP,
     NODE_IMAGE3D,
     NODE_MASK3D,
@@ -64,6 +65,7 @@ INPUTS = {
 
 # node types of parameters that name files, so that the pipeline knows which job they came from
 FILE_NODES = {
+    "atomic_model": NODE_ATOMCOORDS,
     "config": NODE_PARAMSDATA,
     "segmentation": NODE_IMAGE3D,
     "zero_motion_mask": NODE_MASK3D,

@@ -12,7 +12,8 @@ from flex_job.problems import InputProblems
 from flex_job.refine import Refinement, refine
 from integration.common.particle_formats import particle_format
 from integration.relion.consensus import checked_consensus
-from integration.relion.from_model import generate, reconstruct
+from integration.relion.from_model import reconstruct
+from integration.relion.generate import generate
 from integration.relion.request import Request
 from integration.relion.select import select
 from integration.relion.write import write_fsc_star
@@ -62,6 +63,7 @@ def _from_consensus(request: Request, problems: list[str], events: Events, group
         if request.job.name == "mesh":
             events.message(f"{len(run.mesh.vertices_A)} vertices and {len(run.mesh.cells)} cells in mesh.npz")
             return
+        events.plan(run.planned("train"))
         model, summary, gains = run.model, (), None
         run.clean()
     if group.is_first:
@@ -90,5 +92,6 @@ def _validate(consensus: Consensus, request: Request, events: Events, group: Gro
         order = np.random.default_rng((parameters.run.seed, 4)).permutation(len(consensus))
         consensus = consensus.select(np.sort(order[: parameters.validate.sample]))
     run = Refinement(consensus, parameters, request.folder, events, group)
+    events.plan(run.planned("validate"))
     events.message(str(run.validation(parameters.validate.nulls)))
     run.clean()

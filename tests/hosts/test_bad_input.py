@@ -726,7 +726,7 @@ def project(sound_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise WorkBegan("all checks were passed")
 
     monkeypatch.setattr("integration.relion.work.refine", begin)
-    monkeypatch.setattr("integration.relion.from_model.frames", begin)
+    monkeypatch.setattr("flex_job.series.frames", begin)
     return Project()
 
 
