@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := demo_project
 
-.PHONY: install demo test lint format types bench bench-cryodrgn science science-table docs clean
+.PHONY: install demo test lint format types bench bench-cryodrgn science science-table docs docs-site clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,12 @@ science-table: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/flex-job docs > docs/parameters.md
+	$(BIN)/flex-job docs --names > docs/names.md
+	$(BIN)/python docs/extensions/limits_picture.py
+
+# the pages as a site: build/site/docs/index.html; warnings are errors
+docs-site: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/site
 
 clean:
 	rm -rf .venv $(DEMO) build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

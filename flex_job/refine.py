@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flex_job.choose import FEWEST, is_open
 from flex_job.consensus import Consensus
 from flex_job.distributed import Group
 from flex_job.events import Events
@@ -55,6 +56,22 @@ class RefineResult:
 
 class Refinement(JobInputs):
     """A job directory, the inputs of its stages, and the stages: see `JobFolder` for what is run and what is not."""
+
+    def planned(self, last: str) -> list[str]:
+        """The stages of `refine` in order, up to the `last` that is wanted, those that are complete included."""
+        train, halves = self.parameters.train, ["rigid", "flex"]
+        if self.full_box != self.training_box:
+            halves.insert(0, "prep_full")
+        if train.independent_halves:  # they start from where the rigid half-maps agree
+            training = [*halves[:-1], "train"]
+            halves = halves[-1:]
+        else:
+            training = ["train"]
+        if is_open(train) and len(self.consensus) >= FEWEST:
+            training.insert(0, "choose")
+        test = ["validate"] if train.held_out else []
+        stages = ["mesh", "prep", *training, *test, *halves, "resolution", "gain", "report"]
+        return stages[: stages.index(last) + 1]
 
     @cached_property
     def models(self) -> tuple[FlexModel, ...]:
@@ -102,6 +119,7 @@ class Refinement(JobInputs):
             with self.stage("validate", [VALIDATION]) as results:
                 verdict = validate(self, trainer, model, nulls)
                 results.update(verdict.record())
+                self.events.progress(1.0, gain_nats=verdict.gain.mean)
                 if self.group.is_first:
                     write_verdict(self.folder / VALIDATION, verdict)
         return self.group.first_does(lambda: Verdict.of(self.manifest.results("validate")))
@@ -128,9 +146,11 @@ class Refinement(JobInputs):
                     tf32=self.parameters.run.tf32,
                     batch_size=plan.solver_batch,
                 )
-                results.update(
-                    self.group.first_does(lambda: write_half_maps(self.folder, kind, halves, self.mask, p.bfactor))
+                written = self.group.first_does(
+                    lambda: write_half_maps(self.folder, kind, halves, self.mask, p.bfactor)
                 )
+                results.update(written)
+                self.events.progress(1.0, **{f"{kind}_A": written["resolution_A"]})
             if self.group.is_first:
                 checkpoint.clear()
         return self.group.first_does(lambda: half_map_curves(self.folder, kind, self.mask))
@@ -142,10 +162,12 @@ class Refinement(JobInputs):
         if self.is_due("gain"):
             models, trainer = self.models, self.trainer()
             trainer.stack = self.corrected(trainer.stack, models[0])
-            with self.stage("gain", [GAINS]):
+            with self.stage("gain", [GAINS]) as results:
                 rigid, flex = (read_halves(self.folder, kind) for kind in ("rigid", "flex"))
                 gains = likelihood_gains(trainer, models, rigid, flex)
                 self.events.message(told_gains(gains))
+                self.events.progress(1.0, gain_nats=float(gains.mean()))
+                results["mean_nats"] = float(gains.mean())
                 if self.group.is_first:
                     with written_aside(path) as file:
                         np.save(file, gains)
@@ -162,8 +184,8 @@ class Refinement(JobInputs):
                 results.update(found.record())
         return self.group.first_does(lambda: Resolution.of(self.manifest.results("resolution")))
 
-    def report(self, rigid: FscCurves, flex: FscCurves) -> tuple[str, ...]:
-        """logfile.pdf and report.html; returns the lines that sum the run up."""
+    def report(self, rigid: FscCurves, flex: FscCurves, gains: NDArray[np.float64] | None = None) -> tuple[str, ...]:
+        """logfile.pdf and report.html; returns the lines that sum the run up. `gains` are the particles' (n,), nats."""
         model = self.model
         self.group.check_stop(self.events)
         if self.is_due("report"):
@@ -173,7 +195,7 @@ class Refinement(JobInputs):
             with self.stage("report", report_files(len(self.models))) as results:
                 results["summary"] = self.group.first_does(
                     lambda: write_run_report(
-                        self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex, between_A
+                        self.manifest, self.consensus, self.parameters, self.mask, model, rigid, flex, between_A, gains
                     )
                 )
         return self.group.first_does(lambda: tuple(self.manifest.results("report")["summary"]))
@@ -185,12 +207,13 @@ def refine(
     """All stages, by all ranks of `group`, with the same result on each. Raises InputProblems for bad input and
     StopRequested when the host asks for a stop."""
     run = Refinement(consensus, parameters, folder, events, group)
+    events.plan(run.planned("report"))
     models = run.models
     run.validation()
     rigid = run.half_maps("rigid", None)
     flex = run.half_maps("flex", models)
     resolution = run.resolution(rigid, flex)
     gains = run.likelihood_gains
-    summary = run.report(rigid, flex)
+    summary = run.report(rigid, flex, gains)
     run.clean()
     return RefineResult(models[0], rigid, flex, resolution, gains, summary)

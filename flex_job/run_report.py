@@ -15,10 +15,14 @@ from flex_job.generate import frames, latent_path
 from flex_job.independent import agreement_sentence
 from flex_job.latent_calibration import told
 from flex_job.manifest import Manifest, versions
+from flex_job.mean_image import side_views
 from flex_job.model import FlexModel
 from flex_job.motion import Motion, motion_amplitude, motion_error, motion_uncertainty
-from flex_job.report import ReportData, Stage, write_report
+from flex_job.problems import InputProblems
+from flex_job.report import MeanImages, ReportData, Stage, write_report
+from flex_job.report.moving import moving_surface
 from flex_job.resolution import KINDS, Resolution, locres_file
+from flex_job.subsets import divide
 from flex_job.validation import Verdict
 from flex_job.volume import Volume, read_volume, write_volume
 from job_specs.parameter import settled
@@ -27,6 +31,8 @@ from job_specs.parameters import RefineParameters
 __all__ = ["REPORT_FILES", "report_files", "summary_lines", "write_run_report"]
 
 FRAMES = 7
+CLUSTERS = 5
+IMAGES, FEWEST_AVERAGED, MOST_AVERAGED = 5, 8, 100
 MOTION, UNCERTAINTY, ERROR = "motion_amplitude.mrc", "motion_uncertainty.mrc", "motion_error.mrc"
 REPORT_FILES = ("logfile.pdf", "report.html", MOTION, UNCERTAINTY)
 """Those of every run; ERROR is there too where there are two motion models."""
@@ -46,6 +52,7 @@ def write_run_report(
     rigid: FscCurves,
     flex: FscCurves,
     between_A: NDArray[np.floating] | None = None,
+    gains: NDArray[np.floating] | None = None,
 ) -> tuple[str, ...]:
     """`report_files` beside the manifest, of complete stages; returns the lines of the summary. `between_A` (V,) is the
     error of the motion model at each vertex, where there are two to tell."""
@@ -59,6 +66,7 @@ def write_run_report(
         write_volume(folder / name, np.nan_to_num(found.volume.data), found.volume.pixel_size_A)
     summary = summary_lines(rigid, flex, motion.mean_A, motion.largest_A, consensus.map.pixel_size_A)
     path = latent_path(model.latents, 0, FRAMES)
+    flex_map = read_volume(folder / "flex_class001.mrc")
     kept = {kind: manifest.results(kind) for kind in ("rigid", "flex")}
     asked = bool(parameters.resolution.locres_sampling)
     local = {kind: read_volume(folder / locres_file(kind)) if asked else None for kind in KINDS}
@@ -69,7 +77,8 @@ def write_run_report(
     ]
     if not kept["flex"]["bfactor_A2"]:
         notes.append(f"the maps are not sharpened: {kept['flex']['sharpening']}")
-    if Calibration.load(folder / "prep.npz").sign < 0:
+    sign = int(Calibration.load(folder / "prep.npz").sign)
+    if sign < 0:
         notes.append("the particles are darker than the background; their contrast was inverted")
     data = ReportData(
         title="Flexible refinement",
@@ -85,11 +94,15 @@ def write_run_report(
         mesh=model.mesh,
         latents=model.latents,
         latent_std=model.latent_std,
+        gains=gains,
+        cluster_centres=_cluster_centres(model),
+        images=_mean_images(consensus, model, sign),
+        moving=moving_surface(model, flex_map, mask),
         motion_A=motion.volume,
         rigid=rigid,
         flex=flex,
         rigid_map=read_volume(folder / "rigid_class001.mrc"),
-        flex_map=read_volume(folder / "flex_class001.mrc"),
+        flex_map=flex_map,
         resolution=Resolution.of(manifest.results("resolution")),
         rigid_locres=local["rigid"],
         flex_locres=local["flex"],
@@ -104,11 +117,33 @@ def write_run_report(
         motion_mean_A=motion.mean_A,
         choice=_choice(manifest),
         independent_halves=between_A is not None,
-        verdict=[*_verdict(manifest), *_uncertainty(manifest, uncertainty, between_A is not None)],
+        verdict=_verdict(manifest),
+        findings=[*_agreement(manifest), *_uncertainty(manifest, uncertainty, between_A is not None)],
         notes=notes,
     )
     write_report(data, folder)
     return summary
+
+
+def _mean_images(consensus: Consensus, model: FlexModel, sign: int) -> MeanImages | None:
+    """Of the side that shows most of the motion along latent 1; None where hardly any particle is seen from there."""
+    points = latent_path(model.latents, 0, IMAGES)
+    low, high = model.displacement(points[[0, -1]])
+    sides = side_views(consensus, high - low, sign)
+    count = min(len(sides.index) // IMAGES, MOST_AVERAGED)
+    if count < FEWEST_AVERAGED:
+        return None
+    means = [sides.mean(model.latents[:, :1], point[:1], count) for point in points]
+    return MeanImages(np.stack(means), points[:, 0], count, sides.pixel_size_A)
+
+
+def _cluster_centres(model: FlexModel) -> NDArray[np.floating] | None:
+    """Latents (CLUSTERS, K) of the most central particle of each cluster; None where too few differ."""
+    latents = model.latents.astype(np.float64)
+    try:
+        return latents[divide(latents, model.latent_std.astype(np.float64), CLUSTERS).central]
+    except InputProblems:
+        return None
 
 
 def _choice(manifest: Manifest) -> Choice | None:
@@ -117,12 +152,16 @@ def _choice(manifest: Manifest) -> Choice | None:
     return Choice.of(found) if found else None
 
 
-def _verdict(manifest: Manifest) -> list[str]:
-    """Whether the images support the motion, and how well two models agree on it, where that was asked."""
-    stages = manifest.record["stages"]
-    verdict = stages.get("validate", {}).get("results")
-    agreed = stages.get("train", {}).get("results", {}).get("agreement")
-    return [*([str(Verdict.of(verdict))] if verdict else []), *([agreement_sentence(**agreed)] if agreed else [])]
+def _verdict(manifest: Manifest) -> Verdict | None:
+    """Whether the images support the motion, where that was asked."""
+    found = manifest.record["stages"].get("validate", {}).get("results")
+    return Verdict.of(found) if found else None
+
+
+def _agreement(manifest: Manifest) -> list[str]:
+    """How well two models of the motion agree, where there are two."""
+    agreed = manifest.record["stages"].get("train", {}).get("results", {}).get("agreement")
+    return [agreement_sentence(**agreed)] if agreed else []
 
 
 def _uncertainty(manifest: Manifest, found: Motion, between_models: bool) -> list[str]:

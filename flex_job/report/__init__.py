@@ -6,9 +6,9 @@ from datetime import datetime
 from pathlib import Path
 
 from flex_job.files import path_aside
-from flex_job.report.data import ReportData, Stage, motion_volume
+from flex_job.report.data import MeanImages, ReportData, Stage, motion_volume
 
-__all__ = ["ReportData", "Stage", "motion_volume", "write_report"]
+__all__ = ["MeanImages", "ReportData", "Stage", "motion_volume", "write_report"]
 
 
 def write_report(data: ReportData, folder: str | Path) -> tuple[Path, Path]:
@@ -28,11 +28,13 @@ def write_report(data: ReportData, folder: str | Path) -> tuple[Path, Path]:
         raise ValueError("report: " + "; ".join(problems))
     folder = Path(folder)
     summary = summarise(data)
-    panels = report_panels(data, build_scene(data))
+    scene = build_scene(data)
+    panels = report_panels(data, scene)
     missing = missing_panels(panels)
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
     pdf, html = folder / "logfile.pdf", folder / "report.html"
-    for path, write in ((pdf, write_pdf), (html, write_html)):
-        with path_aside(path) as aside:
-            write(aside, data, summary, panels, missing, when)
+    with path_aside(pdf) as aside:
+        write_pdf(aside, data, summary, panels, missing, when)
+    with path_aside(html) as aside:
+        write_html(aside, data, summary, panels, scene, missing, when)
     return pdf, html

@@ -58,6 +58,17 @@ def extremes(data: ReportData) -> str:
     )
 
 
+def images(data: ReportData) -> str:
+    assert data.images is not None
+    return (
+        f"Means of {data.images.count} particle images each, seen within 25° of one direction and turned upright, "
+        "along latent 1 (its value above each); phases flipped. The map has no part in them, only the poses and the "
+        "latents by which images are put together. As these were fitted to the same images, noise sorted by them can "
+        "look a little like the motion: whether it is real, the verdict says. Last: what appears (violet), what goes "
+        "(orange)."
+    )
+
+
 def latents(data: ReportData, shown: int) -> str:
     text = (
         "Where the particles lie along the latents. A continuum is a smooth hump; separate humps are separate states; "

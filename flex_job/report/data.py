@@ -19,8 +19,10 @@ from flex_job.volume import Volume
 if TYPE_CHECKING:
     from flex_job.choose import Choice
     from flex_job.mesh import TetMesh
+    from flex_job.report.moving import MovingSurface
+    from flex_job.validation import Verdict
 
-__all__ = ["ReportData", "Stage", "motion_volume"]
+__all__ = ["MeanImages", "ReportData", "Stage", "motion_volume"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class MeanImages:
+    """Means `images` (m, b, b) [y, x] of `count` particles each, at `latents` (m,) of latent 1, seen from one side."""
+
+    images: NDArray[np.float32]
+    latents: NDArray[np.floating]
+    count: int
+    pixel_size_A: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report may show. Volumes are cubic (z, y, x), their origin is voxel box // 2, lengths are angstrom.
 
@@ -42,6 +54,10 @@ class ReportData:
     consensus_map, mask  what came in; mask in [0, 1]. Boxes and pixel sizes may differ between all volumes here
     mesh                 a `TetMesh`: vertices_A (V, 3) xyz, cells (T, 4), rigidity (T,), motion (V,)
     latents, latent_std  (n, K): posterior mean and standard deviation per particle, the prior's spread is 1
+    gains                (n,) likelihood gain of each particle by the motion, nats
+    cluster_centres      (k, K) latents of the clusters' most central particles
+    images               what the particles' images show along latent 1
+    moving               the surface that the page bends
     motion_A             amplitude of the motion in A per voxel; voxels outside the mask are ignored (`motion_volume`)
     motion_definition    how that amplitude is defined, one phrase
     motion_mean_A        its mean as the run states it (weighted by density); without it, that over the mask's voxels
@@ -57,8 +73,9 @@ class ReportData:
     learning             per epoch: name -> (epochs,) or (epochs, K); the names of `flex_job.train.HISTORY` are put in
                          words, others drawn under their own; at most eight are
     parameters, versions as they should be listed; a nested mapping becomes a group
-    verdict              findings of the run itself, a sentence each, shown at the top. Resolutions, mean FSCs and the
-                         motion's size are there anyway
+    verdict              whether the images support the motion
+    findings             of the run itself, a sentence each, shown at the top. Resolutions, mean FSCs and the motion's
+                         size are there anyway
     notes                what a user must know: 'contrast inverted', warnings
     """
 
@@ -71,6 +88,10 @@ class ReportData:
     mesh: TetMesh | None = None
     latents: NDArray[np.floating] | None = None
     latent_std: NDArray[np.floating] | None = None
+    gains: NDArray[np.floating] | None = None
+    cluster_centres: NDArray[np.floating] | None = None
+    images: MeanImages | None = None
+    moving: MovingSurface | None = None
     motion_A: Volume | None = None
     motion_definition: str = "root-mean-square displacement over the particles"
     motion_mean_A: float | None = None
@@ -91,7 +112,8 @@ class ReportData:
     learning: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     parameters: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
-    verdict: Sequence[str] = ()
+    verdict: Verdict | None = None
+    findings: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     def problems(self) -> list[str]:

@@ -11,17 +11,18 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flex_job.report import interactive
 from flex_job.report.data import ReportData
 from flex_job.report.look import RC
 from flex_job.report.panels import WIDTH_IN, Panel
-from flex_job.report.summary import Summary, duration
+from flex_job.report.scene import Scene
+from flex_job.report.summary import CITE, Summary, duration
 from flex_job.report.tables import flattened
 
 __all__ = ["write_html"]
 
 DPI = 170
 SECTIONS = {"motion": "The motion", "maps": "The maps", "model": "Model and training"}
-WORD = {"better": "better", "same": "no difference", "worse": "worse", "unknown": "not compared"}
 STYLE = """
 :root { --ink: #1f2933; --grey: #6b7785; --line: #e3e8ed; --paper: #f4f6f8; --flex: #0072b2;
         --good: #00785a; --bad: #b34700; }
@@ -51,15 +52,24 @@ figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
 .rows div { display: flex; justify-content: space-between; gap: 12px; break-inside: avoid;
             border-bottom: 1px solid var(--line); }
 .rows span { color: var(--grey); } .rows b { font-weight: 500; text-align: right; overflow-wrap: anywhere; }
+@media (max-width: 600px) { main { padding: 18px 10px 40px; } .card { padding: 14px 12px; overflow-x: auto; }
+  table { font-size: 13px; } td, th { padding: 4px 5px; overflow-wrap: anywhere; } .headline { font-size: 15.5px; } }
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
 """
 
 
 def write_html(
-    path: Path, data: ReportData, summary: Summary, panels: list[Panel], missing: list[str], when: str
+    path: Path,
+    data: ReportData,
+    summary: Summary,
+    panels: list[Panel],
+    scene: Scene | None,
+    missing: list[str],
+    when: str,
 ) -> None:
     """Write the page."""
-    parts = [_head(data, summary, when)]
+    moving = "" if scene is None else interactive.moving_section(data, scene)
+    parts = [_head(data, summary, when), moving]
     section = "result"
     for panel in panels:
         if panel.section != section:
@@ -73,9 +83,9 @@ def write_html(
     body = "\n".join(parts)
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(data.title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(data.title)}</title><style>{STYLE}{interactive.STYLE}</style></head>\n"
+        f"<body><main>\n{body}\n</main>{interactive.scripts() if moving else ''}</body></html>\n"
     )
     path.write_text(page, encoding="utf-8")
 
@@ -100,10 +110,13 @@ def _head(data: ReportData, summary: Summary, when: str) -> str:
     lines = [f"<li>{escape(line)}</li>" for line in summary.findings]
     lines += [f'<li class="note">{escape(line)}</li>' for line in data.notes]
     where = " · ".join(escape(part) for part in (data.job_folder, when) if part)
-    badge = f'<span class="badge {summary.outcome}">{WORD[summary.outcome]}</span>'
+    badges = "".join(
+        f'<p class="headline"><span class="badge {each.outcome}">{escape(each.word)}</span>{escape(each.sentence)}</p>'
+        for each in summary.badges
+    )
     return (
         f'<h1>{escape(data.title)}</h1><div class="sub">{where}</div><section class="card">'
-        f'<p class="headline">{badge}{escape(summary.headline)}</p><div class="facts">{facts}</div>'
+        f'{badges}<div class="facts">{facts}</div>'
         f"<table><tr><th></th><th>rigid</th><th>flex</th><th>difference</th></tr>{rows}</table>"
         f"<ul>{''.join(lines)}</ul></section>"
     )
@@ -124,6 +137,8 @@ def _back(data: ReportData, summary: Summary, missing: list[str]) -> str:
         )
         if rows:
             parts.append(f'<h2>{title}</h2><section class="card rows">{rows}</section>')
+    cited = "".join(f"<li>{escape(line)}</li>" for line in CITE)
+    parts.append(f'<h2>How to cite</h2><section class="card trust"><ul>{cited}</ul></section>')
     if missing:
         names = escape(", ".join(missing))
         parts.append(f'<p class="sub">Not in this report, because the job did not produce the data: {names}.</p>')

@@ -12,7 +12,7 @@ from typing import Literal
 
 from matplotlib.figure import FigureBase
 
-from flex_job.report import captions, panels_choice, panels_fsc, panels_latents, panels_maps
+from flex_job.report import captions, panels_choice, panels_fsc, panels_images, panels_latents, panels_maps
 from flex_job.report.data import ReportData
 from flex_job.report.pictures import extremes_pictures, map_pictures, motion_pictures
 from flex_job.report.scene import Scene
@@ -29,6 +29,7 @@ TITLES = {
     "motion_surface": "What moves, and how far",
     "motion_slices": "Motion in slices",
     "extremes": "Extremes of latent 1",
+    "images": "What the images show",
     "latents": "Latents",
     "uncertainty": "Uncertainty of the latents",
     "slices": "Slices, rigid and flex",
@@ -64,7 +65,7 @@ def report_panels(data: ReportData, scene: Scene | None) -> list[Panel]:
         panels.append(Panel("fsc", "result", captions.fsc(data), height, partial(panels_fsc.draw_fsc, data=data)))
     if scene is not None and (data.rigid_locres is not None or data.flex_locres is not None):
         draw = partial(panels_maps.draw_locres, data=data, scene=scene)
-        panels.append(Panel("locres", "maps", captions.locres(data), 4.3, draw))
+        panels.append(Panel("locres", "maps", captions.locres(data), 4.15, draw))
     if scene is not None:
         panels += _motion_panels(data, scene)
         panels += _map_panels(data, scene)
@@ -76,6 +77,9 @@ def report_panels(data: ReportData, scene: Scene | None) -> list[Panel]:
     if data.latent_std is not None and len(data.latent_std):
         draw = partial(panels_latents.draw_uncertainty, data=data)
         panels.append(Panel("uncertainty", "motion", captions.uncertainty(data), 1.75, draw))
+    if data.images is not None:
+        draw = partial(panels_images.draw_images, data=data)
+        panels.append(Panel("images", "motion", captions.images(data), 1.4, draw))
     if data.mesh is not None:
         draw_mesh = partial(panels_maps.draw_mesh, data=data, scene=scene)
         panels.append(Panel("mesh", "model", captions.mesh(data), 2.3, draw_mesh))
@@ -117,6 +121,6 @@ def _map_panels(data: ReportData, scene: Scene) -> list[Panel]:
     draw_slices = partial(panels_maps.draw_slices, data=data, scene=scene)
     draw_surfaces = partial(panels_maps.draw_surfaces, pictures=map_pictures(scene))
     return [
-        Panel("slices", "maps", captions.slices(data), 4.75, draw_slices),
+        Panel("slices", "maps", captions.slices(data), 4.4, draw_slices),
         Panel("surfaces", "maps", captions.surfaces(data, scene.enclosed_A3), 4.9, draw_surfaces),
     ]

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from flex_job.report.data import ReportData
 from flex_job.report.look import ACCENT, FLEX, GREY, INK, PAPER, RC
 from flex_job.report.panels import WIDTH_IN, Panel
-from flex_job.report.summary import Summary, duration
+from flex_job.report.summary import CITE, Badge, Summary, duration
 from flex_job.report.tables import flattened
 
 __all__ = ["write_pdf"]
@@ -27,7 +27,6 @@ GAP_IN = 0.09
 ROW_IN = 0.155
 CAPTION_CHARACTERS = 131
 OUTCOME_COLOUR = {"better": "#00785a", "same": GREY, "worse": ACCENT, "unknown": GREY}
-OUTCOME_WORD = {"better": "BETTER", "same": "NO DIFFERENCE", "worse": "WORSE", "unknown": "NOT COMPARED"}
 
 
 class Page:
@@ -141,7 +140,8 @@ def _head(page: Page, data: ReportData, summary: Summary, when: str) -> None:
     page.y_in += 0.33
     page.text(MARGIN_IN, page.y_in, "   ".join(part for part in (data.job_folder, when) if part), size=8, colour=GREY)
     page.y_in += 0.3
-    _badge(page, summary)
+    for badge in summary.badges:
+        _badge(page, badge)
     _facts(page, summary)
     _table(page, summary)
     for line in summary.findings:
@@ -151,8 +151,8 @@ def _head(page: Page, data: ReportData, summary: Summary, when: str) -> None:
     page.y_in += 0.1
 
 
-def _badge(page: Page, summary: Summary) -> None:
-    word = OUTCOME_WORD[summary.outcome]
+def _badge(page: Page, badge: Badge) -> None:
+    word = badge.word.upper()
     width = 0.095 * len(word) + 0.28
     page.figure.add_artist(
         FancyBboxPatch(
@@ -162,14 +162,14 @@ def _badge(page: Page, summary: Summary) -> None:
             boxstyle="round,pad=0,rounding_size=0.006",
             mutation_aspect=PAGE_IN[0] / PAGE_IN[1],
             transform=page.figure.transFigure,
-            facecolor=OUTCOME_COLOUR[summary.outcome],
+            facecolor=OUTCOME_COLOUR[badge.outcome],
             edgecolor="none",
         )
     )
     page.text(
         MARGIN_IN + width / 2, page.y_in + 0.14, word, size=8.5, colour="white", weight="bold", ha="center", va="center"
     )
-    lines = textwrap.wrap(summary.headline, int((WIDTH_IN - width - 0.15) * 14.5))
+    lines = textwrap.wrap(badge.sentence, int((WIDTH_IN - width - 0.15) * 14.5))
     for number, line in enumerate(lines):
         page.text(MARGIN_IN + width + 0.15, page.y_in + 0.06 + 0.2 * number, line, size=9.5)
     page.y_in += max(0.27, len(lines) * 0.2) + 0.17
@@ -227,6 +227,10 @@ def _back(page: Page, data: ReportData, summary: Summary, missing: list[str]) ->
             page.text(x, y, name, size=7, colour=GREY)
             page.text(x + 1.75, y, textwrap.shorten(value, 34, placeholder=" …"), size=7)
         page.y_in += half * ROW_IN + 0.18
+    page.heading("How to cite")
+    for line in CITE:
+        page.paragraph(line, indent_in=0.14, bullet="•", size=7.5)
+    page.y_in += 0.15
     if missing:
         page.heading("Not in this report")
         page.paragraph(", ".join(missing) + ": the job did not produce the data.", colour=GREY)
@@ -237,7 +241,9 @@ def _back_height(data: ReportData, summary: Summary, missing: list[str]) -> floa
     height = (
         0.24
         + 0.15
-        + sum(len(textwrap.wrap(line, CAPTION_CHARACTERS)) * 7.5 * LINE / 72 + 0.03 for line in summary.trust)
+        + sum(len(textwrap.wrap(line, CAPTION_CHARACTERS)) * 7.5 * LINE / 72 + 0.03 for line in (*summary.trust, *CITE))
+        + 0.24
+        + 0.15
     )
     counts = (len(data.stages), len(flattened(data.parameters)), len(flattened(data.versions)))
     return height + sum(0.24 + 0.18 + -(-count // 2) * ROW_IN for count in counts if count) + (0.55 if missing else 0)

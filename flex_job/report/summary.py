@@ -16,13 +16,20 @@ from flex_job.report.data import ReportData
 from flex_job.report.scene import motion_values
 from flex_job.resolution import KINDS, MODEL_THRESHOLD
 
-__all__ = ["Row", "Summary", "duration", "latent_sentences", "mean_fsc", "summarise"]
+__all__ = ["CITE", "Badge", "Outcome", "Row", "Summary", "duration", "latent_sentences", "mean_fsc", "summarise"]
 
 SAME_FSC = 0.01
 """Mean FSC curves closer than this count as equal."""
 
 STILL_VOXELS = 0.25
 """A mean motion below this many voxels of the training box counts as none."""
+
+CITE = (
+    "The method: A. Punjani and D. J. Fleet, 3DFlex: determining structure and motion of flexible proteins from "
+    "cryo-EM. Nature Methods 20, 860-870 (2023), doi:10.1038/s41592-023-01853-8.",
+    "The software: flex-job, an open implementation of that method, in the version listed here; and the programs that "
+    "picked, aligned and refined the particles.",
+)
 
 MOST_LATENTS = 4
 """With more latents than this, only those that spread most get a sentence."""
@@ -31,6 +38,9 @@ LONGEST_NAME = 24
 """Letters of the name of a mask or a model in the table."""
 
 Outcome = Literal["better", "same", "worse", "unknown"]
+WORDS = {"better": "better map", "same": "no better map", "worse": "worse map", "unknown": "maps not compared"}
+OF_MOTION: dict[str, Outcome] = {"supported": "better", "not supported": "worse", "undecided": "same"}
+"""How the words of a verdict are coloured."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Badge:
+    """What a reader sees first: a word or two, in the colour of `outcome`, and the sentence beside."""
+
+    word: str
+    outcome: Outcome
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Summary:
-    """The top of the report. `motion` holds (label, value) pairs, `trust` what limits the conclusions."""
+    """The top of the report. `facts` holds (label, value) pairs, `trust` what limits the conclusions, `outcome` is that
+    of the maps."""
 
     outcome: Outcome
-    headline: str
+    badges: tuple[Badge, ...]
     rows: tuple[Row, ...]
     facts: tuple[tuple[str, str], ...]
     findings: tuple[str, ...]
@@ -62,10 +82,10 @@ def summarise(data: ReportData) -> Summary:
     motion = motion_values(data)
     return Summary(
         outcome=outcome,
-        headline=_headline(data, outcome, motion),
+        badges=tuple(_badges(data, outcome, motion)),
         rows=tuple(rows),
         facts=tuple(_facts(data, motion)),
-        findings=tuple([*data.verdict, *_where_the_gain_lies(data, outcome), *latent_sentences(data)]),
+        findings=tuple([*data.findings, *_where_the_gain_lies(data, outcome), *latent_sentences(data)]),
         trust=tuple(_trust(data)),
     )
 
@@ -194,6 +214,13 @@ def _change(before: float, after: float, box_A: float) -> tuple[str, Outcome]:
     if abs(shells) < 1:
         return "same within one Fourier shell", "same"
     return f"{_signed(after - before, 2)} Å ({_signed(shells, 1)} shells)", "better" if shells > 0 else "worse"
+
+
+def _badges(data: ReportData, outcome: Outcome, motion: NDArray[np.float64]) -> list[Badge]:
+    """Whether to believe the motion, where that was tested, and whether the map is better."""
+    found = data.verdict
+    tested = [] if found is None else [Badge(f"motion {found.verdict}", OF_MOTION[found.verdict], f"{found}")]
+    return [*tested, Badge(WORDS[outcome], outcome, _headline(data, outcome, motion))]
 
 
 def _headline(data: ReportData, outcome: Outcome, motion: NDArray[np.float64]) -> str:

@@ -34,8 +34,8 @@ class Surface:
     faces: NDArray[np.int64]
 
 
-def isosurface(volume: Volume, level: float, hide_dust: bool = True) -> Surface | None:
-    """The surface at `level`, resampled to a size fit for a picture; None when nothing lies above the level."""
+def isosurface(volume: Volume, level: float, hide_dust: bool = True, side: float = FINE_SIDE) -> Surface | None:
+    """The surface at `level`, resampled to `side` voxels along its longest side; None when nothing lies above it."""
     above = volume.data > level
     if not above.any():
         return None
@@ -43,7 +43,7 @@ def isosurface(volume: Volume, level: float, hide_dust: bool = True) -> Surface 
     low = np.maximum(corners[:, 0] - 3, 0)
     high = np.minimum(corners[:, 1] + 4, volume.box)
     part = volume.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    zoom = float(np.clip(FINE_SIDE / max(part.shape), 0.1, 3.0))
+    zoom = float(np.clip(side / max(part.shape), 0.1, 3.0))
     if zoom < 1:
         part = scipy.ndimage.gaussian_filter(part, 0.4 / zoom)
     # A rim below the level closes surfaces that touch the edge of the box.

@@ -8,24 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine.report_data import BOX, PIXEL, blob, full_data, grid_A, molecule
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flex_job.choose import Choice, Tried
-from flex_job.fsc import FscCurves
-from flex_job.mesh import TetMesh
-from flex_job.report import ReportData, Stage, motion_volume, write_report
+from flex_job.report import ReportData, motion_volume, write_report
 from flex_job.report.panels import WIDTH_IN, Panel, missing_panels, report_panels
 from flex_job.report.panels_latents import LEARNING
 from flex_job.report.scene import build_scene, enclosing_level, motion_values, resampled
 from flex_job.report.summary import duration, latent_sentences, mean_fsc, summarise
 from flex_job.report.surface import isosurface, principal_view, render, sample_at, side_view
-from flex_job.resolution import MaskFsc, ModelFsc, Resolution
+from flex_job.resolution import Resolution
 from flex_job.train import HISTORY
 from flex_job.volume import Volume
-
-BOX, PIXEL = 32, 4.0
-RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
@@ -45,81 +40,6 @@ def drawn(data: ReportData) -> list[Panel]:
     return panels
 
 
-def grid_A(box: int = BOX, pixel: float = PIXEL) -> np.ndarray:
-    """(z, y, x, 3): xyz in angstrom."""
-    axis = (np.arange(box) - box // 2) * pixel
-    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)[..., ::-1]
-
-
-def blob(centre, width, box: int = BOX, pixel: float = PIXEL) -> np.ndarray:
-    """A Gaussian at `centre` (xyz, A), `width` (3,) standard deviations."""
-    return np.exp(-0.5 * (((grid_A(box, pixel) - centre) / width) ** 2).sum(axis=-1)).astype(np.float32)
-
-
-def molecule(arm: float = 0.0, box: int = BOX, pixel: float = PIXEL) -> np.ndarray:
-    return blob([-8, 0, 0], [14, 7, 6], box, pixel) + blob([16, 10 + arm, 0], [6, 9, 5], box, pixel)
-
-
-def curves(resolution_A: float, box: int = BOX, pixel: float = PIXEL) -> FscCurves:
-    """Curves whose corrected one falls through 0.5 at `resolution_A`."""
-    frequency = np.arange(box // 2 + 1) / (box * pixel)
-    curve = 1 / (1 + np.exp((frequency - 1 / resolution_A) * 150))
-    return FscCurves(curve * 0.9, curve, 0.1 * curve, curve, frequency, 5)
-
-
-def mesh() -> TetMesh:
-    """One cube of 40 A cut into five tetrahedra."""
-    corners = np.array([[x, y, z] for x in (-20, 20) for y in (-20, 20) for z in (-20, 20)], float)
-    cells = np.array([[0, 1, 2, 4], [3, 1, 7, 2], [5, 1, 4, 7], [6, 2, 7, 4], [1, 2, 4, 7]])
-    edges = corners[cells[:, 1:]] - corners[cells[:, :1]]
-    turned = np.linalg.det(edges) < 0
-    cells[turned] = cells[turned][:, [1, 0, 2, 3]]
-    return TetMesh.plain(corners, cells.astype(np.int32))
-
-
-def full_data(latent_dims: int = 2, box: int = BOX, pixel: float = PIXEL) -> ReportData:
-    n = 400
-    map_ = Volume(molecule(0, box, pixel), pixel)
-    mask = Volume(np.clip(map_.data * 4, 0, 1), pixel)
-    motion = np.where(mask.data > 0.05, 5 * (grid_A(box, pixel)[..., 0] > 8), np.nan).astype(np.float32)
-    frequency = curves(14.0, box, pixel).frequency_per_A
-    return ReportData(
-        title="A test & its <molecule>",
-        job_folder="External/job002/",
-        particles=(n // 2, n // 2),
-        stages=[Stage("train", 70.0, 1500.0), Stage("report", 3.0)],
-        consensus_map=map_,
-        mask=mask,
-        mesh=mesh(),
-        latents=RNG.normal(size=(n, latent_dims)),
-        latent_std=0.2 + 0.1 * RNG.random((n, latent_dims)),
-        motion_A=Volume(motion, pixel),
-        rigid=curves(14.0, box, pixel),
-        flex=curves(11.0, box, pixel),
-        rigid_map=map_,
-        flex_map=map_,
-        resolution=Resolution(
-            masks=(MaskFsc("masks/arm.mrc", curves(20.0, box, pixel), curves(11.0, box, pixel)),),
-            model=ModelFsc("model.pdb", *(curves(a, box, pixel).corrected for a in (15.0, 12.0)), frequency),
-        ),
-        rigid_locres=Volume(np.where(mask.data > 0.05, 12 + motion, 0).astype(np.float32), pixel),
-        flex_locres=Volume(np.where(mask.data > 0.05, 10.0, 0).astype(np.float32), pixel),
-        rigid_bfactor_A2=-80.0,
-        flex_bfactor_A2=0.0,
-        frames=[Volume(molecule(arm, box, pixel), pixel) for arm in (-12, 0, 12)],
-        frame_latents=np.array([-1.5, 0.0, 1.5]),
-        training_limit_A=12.0,
-        choice=Choice(
-            1, 2.0, 0.8, 6, (Tried(1, 2.0, 0.8, 6, 14.0, 0.6, 0, 0), Tried(2, 2.0, 0.8, 6, 13.9, 0.6, -0.1, 0.1))
-        ),
-        learning={name: np.linspace(1.2, 1.0, 5) for name in HISTORY} | {"own": np.ones((5, latent_dims))},
-        parameters={"train": {"latent_dims": latent_dims, "noise": 1.0, "scratch": ""}, "seed": 0},
-        versions={"numpy": np.__version__},
-        verdict=["Converged."],
-        notes=["contrast inverted"],
-    )
-
-
 def pages_of(pdf: Path) -> int:
     text = pdf.read_bytes()
     assert text.startswith(b"%PDF-") and text.rstrip().endswith(b"%%EOF")
@@ -133,7 +53,7 @@ def test_files_are_complete_and_need_nothing_else(tmp_path, latent_dims):
     assert (pdf.name, html.name) == ("logfile.pdf", "report.html")
     assert 3 <= pages_of(pdf) <= 7
     page = html.read_text(encoding="utf-8")
-    assert page.count("<img") == 12 == page.count("data:image/png;base64,")
+    assert page.count("<img") == 13 == page.count("data:image/png;base64,")
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
     assert "A test &amp; its &lt;molecule&gt;" in page and "<molecule>" not in page
     assert "train.latent_dims" in page and "Converged." in page and "contrast inverted" in page
@@ -162,16 +82,16 @@ def test_missing_parts_leave_their_figures_out(absent):
     nothing = ReportData(title="")
     data = replace(full_data(), **{name: getattr(nothing, name) for name in absent})
     panels = drawn(data)
-    assert 2 <= len(panels) == 12 - len(missing_panels(panels))
+    assert 2 <= len(panels) == 13 - len(missing_panels(panels))
     assert ("Mesh" in missing_panels(panels)) == ("mesh" in absent)
-    assert summarise(data).headline
+    assert summarise(data).badges[-1].sentence
 
 
 def test_maps_on_different_grids_go_together():
     """Motion and mask on the training box, maps on the full one."""
     small, large = full_data(), full_data(box=40, pixel=3.2)
     data = replace(large, motion_A=small.motion_A, mask=small.mask)
-    assert len(drawn(data)) == 12
+    assert len(drawn(data)) == 13
     assert motion_values(data).mean() == pytest.approx(motion_values(small).mean(), rel=1e-6)
     other = replace(small, mask=large.mask)
     assert motion_values(other).mean() == pytest.approx(motion_values(small).mean(), rel=0.15)
@@ -214,12 +134,12 @@ def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
 def test_verdict_follows_the_curves():
     data = replace(full_data(), resolution=Resolution())
     better = summarise(data)
-    assert better.outcome == "better" and "better with the motion" in better.headline
+    assert better.outcome == "better" and "better with the motion" in better.badges[-1].sentence
     assert [row.outcome for row in better.rows] == ["better"] * 4
     worse = summarise(replace(data, rigid=data.flex, flex=data.rigid))
-    assert worse.outcome == "worse" and "prefer the rigid map" in worse.headline
+    assert worse.outcome == "worse" and "prefer the rigid map" in worse.badges[-1].sentence
     same = summarise(replace(data, flex=data.rigid))
-    assert same.outcome == "same" and "no improvement" in same.headline
+    assert same.outcome == "same" and "no improvement" in same.badges[-1].sentence
     assert all(row.outcome == "same" for row in same.rows)
     assert summarise(ReportData(title="")).outcome == "unknown"
 
@@ -230,7 +150,7 @@ def test_a_gain_within_the_training_band_only_is_said_at_the_top():
     corrected = np.where(seen, np.minimum(data.rigid.corrected + 0.05, 1), data.rigid.corrected)
     summary = summarise(replace(data, flex=replace(data.rigid, corrected=corrected)))
     assert summary.outcome == "better"
-    assert "does not continue beyond" in summary.findings[len(data.verdict)]
+    assert "does not continue beyond" in summary.findings[len(data.findings)]
     own = replace(data, flex=replace(data.rigid, corrected=corrected), independent_halves=True)
     assert not any("not continue" in line for line in summarise(own).findings)
     assert not any("not continue" in line for line in summarise(data).findings)
@@ -239,10 +159,10 @@ def test_a_gain_within_the_training_band_only_is_said_at_the_top():
 def test_small_motion_is_called_negligible():
     data = full_data()
     still = Volume(np.full_like(data.motion_A.data, 0.3), PIXEL)
-    assert "negligible" in summarise(replace(data, motion_A=still)).headline
-    assert "negligible" not in summarise(data).headline
+    assert "negligible" in summarise(replace(data, motion_A=still)).badges[-1].sentence
+    assert "negligible" not in summarise(data).badges[-1].sentence
     stated = summarise(replace(data, motion_mean_A=7.7))
-    assert ("Mean motion", "7.7 Å") in stated.facts and "7.7 Å on average" in stated.headline
+    assert ("Mean motion", "7.7 Å") in stated.facts and "7.7 Å on average" in stated.badges[-1].sentence
 
 
 def test_curves_that_never_cross_or_never_agree():
