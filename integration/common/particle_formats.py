@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from flex_job.consensus import Consensus
 
 __all__ = ["ParticleFormat", "particle_format"]
@@ -24,12 +27,14 @@ class ParticleFormat:
     `output` is what a job calls its particles. `read_consensus` takes a path and the keywords map_path, mask_path,
     half_sets, seed and latent_columns. `write_particles` takes source, target, latents and their deviations (n, K), and
     the keywords corrections (of poses) and gains.
+    `write_selection(source, target, kept)` copies the rows where `kept` (n,) is True.
     `latent_columns(path, K)` names the columns that a file of ours keeps both in, none for any other file.
     """
 
     output: str
     read_consensus: Callable[..., Consensus]
     write_particles: Callable[..., Path]
+    write_selection: Callable[[Path, Path, NDArray[np.bool_]], Path]
     latent_columns: Callable[[Path, int], Sequence[str]]
 
 

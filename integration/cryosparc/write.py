@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from flex_job.pose_corrections import PoseCorrections
 from integration.cryosparc.dataset import Records, find_passthroughs, join, read_cs, write_cs
 
-__all__ = ["latent_columns", "with_latents", "write_particles"]
+__all__ = ["latent_columns", "with_latents", "write_particles", "write_selection"]
 
 OWN = ("components_mode_", "flex_latent_std_")
 GAIN = "flex_likelihood_gain/value"
@@ -84,6 +84,12 @@ def write_particles(
     path = Path(source)
     records = join(read_cs(path), [(other, read_cs(other)) for other in find_passthroughs(path)])
     return write_cs(Path(target), with_latents(records, latents, latent_std, corrections=corrections, gains=gains))
+
+
+def write_selection(source: Path, target: Path, kept: NDArray[np.bool_]) -> Path:
+    """Copy the rows where `kept` (n,) is True, with passthrough files joined; uids and order stay."""
+    records = join(read_cs(source), [(other, read_cs(other)) for other in find_passthroughs(source)])
+    return write_cs(target, {name: column[kept] for name, column in records.items()})
 
 
 def latent_columns(particles: Path, dims: int) -> Sequence[str]:

@@ -18,7 +18,7 @@ from job_specs.parameters import SimulateParameters
 
 __all__ = ["generate", "main", "reconstruct", "refine", "select", "train", "validate"]
 
-NO_JOBS = (["submit"], ["cryosparc"])  # commands that run nothing in the folder that they name
+NO_JOBS = (["submit"], ["cryosparc"], ["explore"], ["status"])  # commands that run nothing in the folder that they name
 
 
 def _run_job(job: str, options: Mapping[str, str]) -> int:
@@ -58,15 +58,17 @@ def _simulate(**given: str | None) -> int:
     return 0
 
 
-def _docs() -> int:
-    from integration.local.docs import parameter_tables
+def _docs(names: bool) -> int:
+    from integration.local.docs import cryosparc_names, parameter_tables
 
-    click.echo(parameter_tables(), nl=False)
+    click.echo(cryosparc_names() if names else parameter_tables(), nl=False)
     return 0
 
 
 def _commands() -> click.Group:
     from integration.local.cryosparc import cryosparc_group
+    from integration.local.explore import explore_command
+    from integration.local.status_command import status_command
     from integration.local.submit import submit_group
 
     group = click.Group("flex-job", help="Motion-based flexible refinement of single-particle cryo-EM data.")
@@ -83,12 +85,16 @@ def _commands() -> click.Group:
             short_help="Simulate a RELION project",
         )
     )
-    group.add_command(click.Command("docs", callback=_docs, help="Print the parameter tables of docs/parameters.md."))
+    names = click.Option(["--names"], is_flag=True, help="Those of docs/names.md: cryoSPARC's names and ours.")
+    docs = "Print the parameter tables of docs/parameters.md."
+    group.add_command(click.Command("docs", params=[names], callback=_docs, help=docs))
     from integration.relion.commands import commands as relion_commands
 
     group.add_command(relion_commands())
     group.add_command(submit_group())
     group.add_command(cryosparc_group())
+    group.add_command(status_command())
+    group.add_command(explore_command())
     # cryoSPARC's batch scripts may say {{ worker_bin_path }} run {{ run_args }}
     jobs = {name: group.commands[name] for name in JOBS}
     group.add_command(click.Group("run", commands=jobs, hidden=True))

@@ -1,4 +1,4 @@
-"""docs/parameters.md, written from job_specs."""
+"""docs/parameters.md and docs/names.md, written from job_specs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from job_specs.jobs import JOBS, JobSpec
 from job_specs.parameter import Parameter, parameters_of
 from job_specs.parameters import RefineParameters, SimulateParameters
 
-__all__ = ["parameter_tables"]
+__all__ = ["cryosparc_names", "parameter_tables"]
 
 INTRODUCTION = """\
 # Jobs and parameters
@@ -19,6 +19,37 @@ where marked **main**, a row of RELION's External form (`flex-job relion templat
 The last column has the words of cryoSPARC's 3DFlex forms for the same quantity, where there is one; its defaults and
 units can differ.
 """
+
+
+NAMES = """\
+# Names in cryoSPARC
+
+Written by `flex-job docs --names`; a test keeps it in step with `job_specs/`. On the left are the words of cryoSPARC's
+3DFlex forms, on the right the parameter here that is the same quantity. Values do not always carry over: see
+[jobs and parameters](parameters.md), and for `rigidity`, `noise_injection` and the learning rate also
+[decisions](decisions.md).
+
+| in cryoSPARC | here | default here | what |
+|---|---|---|---|
+"""
+NO_NAMES = """
+Without a counterpart here: *latent centering* strength and power (latents are brought to their prior after each epoch),
+and the learning rate of the density (it is solved for). Without one in cryoSPARC: all other rows of
+[jobs and parameters](parameters.md).
+"""
+
+
+def cryosparc_names() -> str:
+    """docs/names.md: cryoSPARC's names in the order of their alphabet."""
+    defaults = RefineParameters()
+    groups = ("prep", "mesh", "train", "validate", "reconstruct", "resolution", "generate", "select", "run")
+    declared = {entry.name: entry for group in groups for entry in parameters_of(getattr(defaults, group))}
+    named = sorted((entry for entry in declared.values() if entry.cryosparc), key=lambda entry: entry.cryosparc.lower())
+    rows = []
+    for entry in named:
+        default = f"`{entry.default_text}`" if entry.default_text else ""
+        rows.append(f"| {entry.cryosparc} | `{entry.name}` | {default} | {entry.help} |\n")
+    return NAMES + "".join(rows) + NO_NAMES
 
 
 def parameter_tables() -> str:

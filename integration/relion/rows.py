@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def copy_rows(
     dropped = [column for column, label in enumerate(labels) if replaced.fullmatch(label)]
     with path_aside(target) as aside, aside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
         column = kept = 0
-        numbers = zip(*(values.tolist() for values in columns.values()), strict=True)
+        numbers = iter(zip(*(values.tolist() for values in columns.values()), strict=True)) if columns else repeat(())
         stays = iter(keep.tolist() if keep is not None else [True] * rows)
         for line in _lines(source):
             if line.loop != loop or line.kind == "other":
@@ -72,7 +73,7 @@ def copy_rows(
             else:
                 added = " ".join(f"{number:.9g}" for number in next(numbers))
                 if next(stays):
-                    out.write(_with(line.text, dropped, added))
+                    out.write(_with(line.text, dropped, added) if dropped or added else line.text)
     return target
 
 

@@ -25,7 +25,7 @@ from flex_job.volume import Volume
 from integration.cryosparc.aberrations import even_zernike, magnification, odd_zernike
 from integration.cryosparc.dataset import find_passthroughs, join, read_cs, write_cs
 from integration.cryosparc.read import latent_fields, read_consensus
-from integration.cryosparc.write import latent_columns, write_particles
+from integration.cryosparc.write import latent_columns, write_particles, write_selection
 from integration.relion.job import run
 from integration.relion.read import read_consensus as read_relion
 from integration.relion.simulate import simulate_project
@@ -479,3 +479,16 @@ def test_joining_keeps_what_the_first_table_has() -> None:
 def test_long_headers_survive(tmp_path: Path) -> None:
     records = {"uid": np.arange(3, dtype=np.uint64)} | {f"field_{i}/{'x' * 60}": np.ones((3, 2)) for i in range(900)}
     assert list(read_cs(write_cs(tmp_path / "a.cs", records))) == list(records)
+
+
+def test_a_selection_keeps_uids_order_and_all_fields(project: CsProject, tmp_path: Path) -> None:
+    latents = np.random.default_rng(4).normal(size=(60, 2))
+    whole_path = write_particles(project.particles, tmp_path / "particles.cs", latents, np.ones_like(latents))
+    whole, kept = read_cs(whole_path), latents[:, 0] > 0.3
+    found = read_cs(write_selection(whole_path, tmp_path / "selected.cs", kept))
+    assert list(found) == list(whole) and 5 < len(found["uid"]) == kept.sum() < 55
+    for name, column in whole.items():
+        assert np.array_equal(found[name], column[kept]), name
+    joined = read_cs(write_selection(project.particles, tmp_path / "given.cs", kept))
+    assert np.array_equal(joined["uid"], project.main["uid"][kept])
+    assert set(project.passthrough) <= set(joined)

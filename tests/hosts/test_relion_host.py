@@ -14,6 +14,7 @@ from flex_job.events import Events, StopRequested
 from flex_job.lock import LOCK_FILE
 from flex_job.problems import InputProblems
 from integration.common.log import LOG_FILE
+from integration.common.progress_file import PROGRESS_FILE
 from integration.common.requeue import RESUMABLE
 from integration.relion.host import RelionJob, relion_version, without_alias, write_nodes
 from integration.relion.job import run
@@ -151,6 +152,7 @@ def test_bad_input_is_told_at_once_and_nothing_else_changes(tmp_path: Path, caps
         kept.name,
         config.name,
         LOG_FILE,
+        PROGRESS_FILE,
         LOCK_FILE,
         "RELION_JOB_EXIT_FAILURE",
     }
