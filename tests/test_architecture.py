@@ -54,7 +54,9 @@ def test_hosts_do_not_import_each_other_but_for_the_command_line() -> None:
         assert not others - {"common"} or host == "local", f"{path} imports {others}"
 
 
-@pytest.mark.parametrize("arguments", [["refine", "--help"], ["--help"], ["docs"], ["relion", "template"]])
+@pytest.mark.parametrize(
+    "arguments", [["refine", "--help"], ["--help"], ["docs"], ["status", "--help"], ["relion", "template"]]
+)
 def test_the_command_line_answers_without_heavy_imports(arguments: list[str]) -> None:
     program = (
         "import sys\n"
