@@ -222,6 +222,15 @@ DAMAGES = {
 }  # fmt: skip
 
 
+def _kill_in(project: Path, folder: Path, rest: str) -> None:
+    process, said = started(project, folder.name, save_every_s=-1.0)
+    while process.is_alive() and not (said.exists() and RESTS[rest] in said.read_text()):
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert RESTS[rest] in said.read_text()
+
+
 def rested(project: Path, rest: str) -> Path:
     """A job directory as it is after a kill in that stage, or at the job's end."""
     folder = project / f"External/rest-{rest}"
@@ -229,12 +238,10 @@ def rested(project: Path, rest: str) -> Path:
         if not RESTS[rest]:
             finished(project, folder.name)
         else:
-            process, said = started(project, folder.name, save_every_s=-1.0)
-            while process.is_alive() and not (said.exists() and RESTS[rest] in said.read_text()):
-                time.sleep(0.005)
-            process.kill()
-            process.join()
-            assert RESTS[rest] in said.read_text()
+            _kill_in(project, folder, rest)
+            while rest == "training" and not (folder / "checkpoint_train.pt").exists():  # between two renames
+                shutil.rmtree(folder)
+                _kill_in(project, folder, rest)
     return folder
 
 

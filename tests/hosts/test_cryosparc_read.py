@@ -439,6 +439,9 @@ def test_the_command_line_reads_and_writes_them_without_a_server(
             std = np.ones_like(latents)
             self.model = SimpleNamespace(latents=latents, latent_std=std, corrections=None)
 
+        def planned(self, last: str) -> list[str]:
+            return [last]
+
         def clean(self) -> None: ...
 
     monkeypatch.setattr("integration.relion.work.Refinement", Trained)

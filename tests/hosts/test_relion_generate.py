@@ -28,8 +28,8 @@ def in_project(small_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(small_project: Path) -> str:
-    """A train job, External/job041/, with two half-maps beside the model that are not alike."""
-    folder = "External/job041/"
+    """A train job, External/job241/, with two half-maps beside the model that are not alike."""
+    folder = "External/job241/"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(small_project)
         quick = {name: value for name, value in QUICK.items() if name in JOBS["train"].declared()}
@@ -63,7 +63,7 @@ Generated = Callable[..., Path]
 @pytest.fixture
 def generated(trained: str) -> Generated:
     def go(number: int, expected: int = 0, **options: str) -> Path:
-        folder = Path(f"External/job{number:03d}")
+        folder = Path(f"External/job2{number:02d}")
         assert run("generate", {"o": f"{folder}/", "in_model": trained, **QUIET, **options}) == expected
         return folder
 
@@ -152,7 +152,7 @@ def test_every_problem_is_told_at_once(generated: Generated, capsys: pytest.Capt
     assert "sharpened: no was given with the map" in told
     assert "model_frame and model_latents were both given; expected one of them" in told
     assert "model_latents: 'a,b' was given; expected 1 numbers separated by commas" in told
-    assert not list(Path("External/job050").glob("frame_*"))
+    assert not list(Path("External/job250").glob("frame_*"))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_every_problem_is_told_at_once(generated: Generated, capsys: pytest.Capt
         ({"atomic_model": "line.pdb", "model_frame": "9", "frames": "3"}, "model_frame: 9 was given; expected 0 to 2"),
         ({"atomic_model": "line.pdb", "model_latents": "1e9"}, "model_latents: latents of up to 1e+09; expected at"),
         ({"atomic_model": "line.pdb", "model_latents": "0,0"}, "model_latents: '0,0' was given; expected 1 numbers"),
-        ({"atomic_model": "External/job051/built.pdb"}, "built.pdb is in this job's own folder, whose files are writ"),
+        ({"atomic_model": "External/job251/built.pdb"}, "built.pdb is in this job's own folder, whose files are writ"),
         ({"path": "straight"}, "path: 'straight' was given; expected one of latents, clusters, density, particles"),
         ({"sharpened": "no", "in_model": "Bare"}, "sharpened: no was given, and there is no Bare/flex_half1"),
     ],
@@ -184,8 +184,8 @@ def test_bad_input(
         atom[0].pos += gemmi.Position(800, 0, 0)
     structure.write_pdb("far.pdb")
     Path("Bare").mkdir(exist_ok=True)
-    Path("External/job051").mkdir(parents=True, exist_ok=True)
-    shutil.copy(atoms, "External/job051/built.pdb")
+    Path("External/job251").mkdir(parents=True, exist_ok=True)
+    shutil.copy(atoms, "External/job251/built.pdb")
     shutil.copy(f"{trained}flex_model.pt", "Bare")
     generated(51, 1, **options)
     assert told in capsys.readouterr().err
