@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
+from flex_job.atomic_model import read_atomic_model
 from flex_job.calibration import Calibration
 from flex_job.choose import Choice
 from flex_job.consensus import Consensus
@@ -77,6 +78,8 @@ def write_run_report(
     ]
     if not kept["flex"]["bfactor_A2"]:
         notes.append(f"the maps are not sharpened: {kept['flex']['sharpening']}")
+    built = parameters.resolution.model_fsc
+    atoms = read_atomic_model(built, consensus.map) if built else None
     sign = int(Calibration.load(folder / "prep.npz").sign)
     if sign < 0:
         notes.append("the particles are darker than the background; their contrast was inverted")
@@ -97,7 +100,7 @@ def write_run_report(
         gains=gains,
         cluster_centres=_cluster_centres(model),
         images=_mean_images(consensus, model, sign),
-        moving=moving_surface(model, flex_map, mask),
+        moving=moving_surface(model, flex_map, mask, atoms),
         motion_A=motion.volume,
         rigid=rigid,
         flex=flex,

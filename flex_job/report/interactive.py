@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from flex_job.report.data import ReportData
-from flex_job.report.moving import MovingSurface, Plane
+from flex_job.report.moving import MovingSurface, Plane, Trace
 from flex_job.report.pictures import motion_palette
 from flex_job.report.scene import Scene
 from flex_job.report.surface import sample_at
@@ -48,6 +48,7 @@ CAPTION = (
     "mean square). Numbers: the most central particles of five clusters. Particles near are those whose latents, by "
     "their uncertainty, may lie there; where there are none, the motion is extrapolated and no image shows it."
 )
+TRACED = " The line is the thread of the atomic model (one point a residue), moved as the map around it."
 
 
 def moving_section(data: ReportData, scene: Scene) -> str:
@@ -61,15 +62,18 @@ def moving_section(data: ReportData, scene: Scene) -> str:
         for place, plane in enumerate(moving.planes)
     )
     colours = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in _per_particle(data))
+    shown = '<label>show <select id="moving-shown"><option>map and model</option><option>map</option>'
+    shown = "" if moving.trace is None else f"{shown}<option>model</option></select></label>"
+    caption = CAPTION if moving.trace is None else CAPTION + TRACED
     pair = f'<label>show <select id="moving-plane">{choices}</select></label>' if len(moving.planes) > 1 else ""
     return (
         '<section class="card" id="moving"><h3>Move it</h3><div class="moving"><div class="plot" id="landscape"></div>'
         '<div class="plot molecule" id="molecule"></div><div class="controls">'
-        f'<div class="bar"><button id="moving-play" type="button">Play</button>{pair}'
+        f'<div class="bar"><button id="moving-play" type="button">Play</button>{pair}{shown}'
         '<label>colour by <select id="moving-colour"><option value="">particles</option>'
         f"{colours}</select></label></div>"
         '<div id="moving-sliders"></div><output id="moving-told" aria-live="polite"></output></div></div>'
-        f'<noscript>This part needs JavaScript; the figures below do not.</noscript><p class="sub">{CAPTION}</p>'
+        f'<noscript>This part needs JavaScript; the figures below do not.</noscript><p class="sub">{caption}</p>'
         f'<script type="application/json" id="moving-data">{content}</script></section>'
     )
 
@@ -96,7 +100,13 @@ def _content(data: ReportData, moving: MovingSurface, scene: Scene) -> dict[str,
         "ramp": [[place, to_hex(palette.cmap(place))] for place in np.linspace(0, 1, SHADES).tolist()],
         "span": _span(moving, seen, view).tolist(),
         "planes": [_plane(data, plane) for plane in moving.planes],
+        "trace": None if moving.trace is None else _trace(moving.trace, scene),
     }
+
+
+def _trace(trace: Trace, scene: Scene) -> dict[str, str]:
+    view = scene.views[0]
+    return {"points": _packed((trace.points_A - scene.centre_A) @ view.T), "modes": _packed(trace.modes @ view.T)}
 
 
 def _span(moving: MovingSurface, seen: NDArray[np.float64], view: NDArray[np.float64]) -> NDArray[np.float64]:

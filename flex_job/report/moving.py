@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from flex_job.atomic_model import AtomicModel
 from flex_job.generate import support
 from flex_job.mesh.locate import locate
 from flex_job.model import FlexModel
@@ -21,7 +22,7 @@ from flex_job.report.scene import within_mask
 from flex_job.report.surface import Surface, isosurface
 from flex_job.volume import Volume
 
-__all__ = ["MovingSurface", "Plane", "coarse_surface", "moving_surface"]
+__all__ = ["MovingSurface", "Plane", "Trace", "coarse_surface", "moving_surface"]
 
 MOST_POINTS = 9000  # of the surface: what a phone redraws several times a second
 FIRST_SIDE, LARGEST_SIDE = 50, 100  # voxels along the molecule that it is contoured from
@@ -29,6 +30,7 @@ LEFT_OUT = 0.01  # of the displacements' mean square, by the modes that are not 
 MOST_MODES = 16
 SAMPLE = 400  # particles that the modes are found from
 STEPS = 21  # of a grid along each latent
+BACKBONE = ("CA", "P")  # atoms that stand for a residue
 RANGE = (0.5, 99.5)  # percentiles of a latent that the grid spans
 
 
@@ -44,17 +46,30 @@ class Plane:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """The thread of an atomic model: `points_A` (m, 3), one for each residue, NaN between chains, and `modes` (M, m, 3)
+    there."""
+
+    points_A: NDArray[np.float32]
+    modes: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class MovingSurface:
     """`surface` is where all displacements are zero; `modes` (M, N, 3) the U_m at its N points, A; `planes` each pair
-    of the latents that spread most, or the only one."""
+    of the latents that spread most, or the only one; `trace` that of an atomic model, where there is one."""
 
     surface: Surface
     modes: NDArray[np.float32]
     planes: tuple[Plane, ...]
+    trace: Trace | None = None
 
 
-def moving_surface(model: FlexModel, density: Volume, mask: Volume | None) -> MovingSurface | None:
-    """The surface of `density` within `mask` in the model's motion; None where the map has no density to show."""
+def moving_surface(
+    model: FlexModel, density: Volume, mask: Volume | None, atoms: AtomicModel | None = None
+) -> MovingSurface | None:
+    """The surface of `density` within `mask` in the model's motion, with an atomic model built into the map; None where
+    the map has no density to show."""
     surface = coarse_surface(density, mask)
     if surface is None:
         return None
@@ -63,12 +78,11 @@ def moving_surface(model: FlexModel, density: Volume, mask: Volume | None) -> Mo
     _, size, modes = np.linalg.svd(fields, full_matrices=False)
     left = 1 - np.cumsum(size**2) / max(float((size**2).sum()), 1e-12)
     modes = modes[: min(int(np.argmax(left < LEFT_OUT**2)) + 1, MOST_MODES)]
-    cell, weights = locate(model.mesh, surface.points_A)
-    vertices = modes.reshape(len(modes), -1, 3)[:, model.mesh.cells[cell]]
-    at_points = np.einsum("mpva,pv->mpa", vertices, weights).astype(np.float32)
+    trace = None if atoms is None else _trace(model, modes, atoms)
     shown = shown_latents(model.latents)
     pairs: list[tuple[int, ...]] = [*combinations(shown, 2)] or [tuple(shown)]
-    return MovingSurface(surface, at_points, tuple(_plane(model, pair, modes) for pair in pairs))
+    planes = tuple(_plane(model, pair, modes) for pair in pairs)
+    return MovingSurface(surface, _at_points(model, modes, surface.points_A), planes, trace)
 
 
 def coarse_surface(density: Volume, mask: Volume | None) -> Surface | None:
@@ -85,6 +99,24 @@ def coarse_surface(density: Volume, mask: Volume | None) -> Surface | None:
         if side < LARGEST_SIDE and not 0.7 * MOST_POINTS < len(surface.points_A) <= MOST_POINTS:
             side = min(side * np.sqrt(0.85 * MOST_POINTS / len(surface.points_A)), LARGEST_SIDE)
     return surface
+
+
+def _at_points(model: FlexModel, modes: NDArray[np.float64], points_A: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The modes (M, 3 V) at points (N, 3), by the mesh: (M, N, 3)."""
+    cell, weights = locate(model.mesh, points_A)
+    vertices = modes.reshape(len(modes), -1, 3)[:, model.mesh.cells[cell]]
+    return np.asarray(np.einsum("mpva,pv->mpa", vertices, weights), dtype=np.float32)
+
+
+def _trace(model: FlexModel, modes: NDArray[np.float64], atoms: AtomicModel) -> Trace:
+    """Of the atoms that a chain is drawn by; a residue that has none of them is left out."""
+    backbone = [(number, chain.name) for number, (chain, _, atom) in enumerate(atoms.walk()) if atom.name in BACKBONE]
+    numbers = np.array([number for number, _ in backbone], dtype=np.int64)
+    _, first = np.unique(atoms.residue[numbers], return_index=True)  # of alternative places
+    points, chains = atoms.positions_A[numbers[first]], [backbone[place][1] for place in first]
+    breaks = [n for n in range(1, len(chains)) if chains[n] != chains[n - 1]]
+    at_rest, bent = (np.insert(each, breaks, np.nan, axis=-2) for each in (points, _at_points(model, modes, points)))
+    return Trace(at_rest.astype(np.float32), bent.astype(np.float32))
 
 
 def _plane(model: FlexModel, latents: tuple[int, ...], modes: NDArray[np.float64]) -> Plane:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from browser.conftest import open_page
-from engine.report_data import full_data, moving_model
+from engine.report_data import full_data, moving_model, two_chains
 from playwright.sync_api import Browser, Page
 
 from flex_job.report import write_report
@@ -22,12 +22,14 @@ WIDE, PHONE = (1280, 900), (390, 844)
 def report(request, tmp_path_factory, browser: Browser) -> Iterator[tuple[int, Page]]:
     """The number of latents, and a page whose molecule moves, opened once for all tests."""
     data = full_data(request.param)
-    moving = moving_surface(moving_model(data), data.flex_map, data.mask)
+    folder = tmp_path_factory.mktemp("report")
+    atoms = two_chains(data, folder / "two.pdb") if request.param > 1 else None
+    moving = moving_surface(moving_model(data), data.flex_map, data.mask, atoms)
     data = replace(data, moving=moving, gains=np.linspace(-1, 3, len(data.latents)), cluster_centres=data.latents[:5])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flex_job.report.pictures.WIDTH_PX", 80)
         patch.setattr("flex_job.report.html.DPI", 40)
-        path = write_report(data, tmp_path_factory.mktemp("report"))[1]
+        path = write_report(data, folder)[1]
     opened = open_page(browser, path.as_uri())
     opened.page.wait_for_function("document.getElementById('moving-told').textContent")
     yield request.param, opened.page
@@ -125,6 +127,24 @@ def test_pairs_can_be_chosen(report: tuple[int, Page]):
         page.wait_for_selector("#moving-latent-3")
         assert page.locator("#moving-sliders input").count() == 2
         page.select_option("#moving-plane", "0")
+
+
+def test_the_model_moves_with_the_map_or_alone(report: tuple[int, Page]):
+    latents, page = report
+    assert page.locator("#moving-shown").count() == (latents > 1)
+    if latents == 1:
+        return
+    thread = POINTS.replace("data[0]", "data[1]")
+    set_slider(page, 1, 0.0)
+    page.wait_for_timeout(300)
+    rest = page.evaluate(thread)
+    assert len(rest) == 11
+    set_slider(page, 1, 1.0)
+    page.wait_for_function(f"(before) => {thread}.some((x, p) => Math.abs(x - before[p]) > 0.1)", arg=rest)
+    visible = "document.getElementById('molecule').data.map((trace) => trace.visible !== false)"
+    for choice, expected in (("model", [False, True]), ("map", [True, False]), ("map and model", [True, True])):
+        page.select_option("#moving-shown", choice)
+        assert page.evaluate(visible) == expected
 
 
 def test_print_leaves_the_moving_part_out(report: tuple[int, Page]):

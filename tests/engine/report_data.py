@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import gemmi
 import numpy as np
 import torch
 
+from flex_job.atomic_model import AtomicModel, read_atomic_model
 from flex_job.choose import Choice, Tried
 from flex_job.flow import FlowGenerator
 from flex_job.fsc import FscCurves
@@ -111,3 +115,24 @@ def moving_model(data: ReportData) -> FlexModel:
         history=np.zeros((0, 1)),
         history_names=("loss",),
     )
+
+
+def two_chains(data: ReportData, path: Path) -> AtomicModel:
+    """An atomic model of two chains of five residues, each with an atom beside its CA, along the molecule."""
+    structure = gemmi.Structure()
+    structure.add_model(gemmi.Model(1))
+    middle = data.flex_map.box // 2 * data.flex_map.pixel_size_A
+    for name, y in (("A", -4.0), ("B", 6.0)):
+        chain = gemmi.Chain(name)
+        for number in range(5):
+            residue = gemmi.Residue()
+            residue.name, residue.seqid = "ALA", gemmi.SeqId(number + 1, " ")
+            for kind, x in (("N", -1.4), ("CA", 0.0)):
+                atom = gemmi.Atom()
+                atom.name, atom.element = kind, gemmi.Element(kind[0])
+                atom.pos = gemmi.Position(middle - 8 + 4 * number + x, middle + y, middle)
+                residue.add_atom(atom)
+            chain.add_residue(residue)
+        structure[0].add_chain(chain)
+    structure.write_pdb(str(path))
+    return read_atomic_model(path, data.flex_map)

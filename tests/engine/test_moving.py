@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine.report_data import full_data, moving_model
+from engine.report_data import full_data, moving_model, two_chains
 
 from flex_job.mesh.locate import locate
 from flex_job.report.interactive import moving_section, scripts
@@ -38,6 +38,28 @@ def test_modes_say_what_the_model_says(case):
         found = np.einsum("nm,mpa->npa", plane.amounts[index], moving.modes)
         assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
         assert np.linalg.norm(found[::-1] - exact) > 0.3 * np.linalg.norm(exact)
+
+
+def test_the_thread_of_an_atomic_model_moves_with_the_map(case, tmp_path):
+    """One point a residue, a gap between the chains, each moved as the mesh moves it there."""
+    data, model, _ = case
+    moving = moving_surface(model, data.flex_map, data.mask, two_chains(data, tmp_path / "two.pdb"))
+    points, modes = moving.trace.points_A, moving.trace.modes
+    assert np.isnan(points[5]).all() and np.isnan(modes[:, 5]).all() and len(points) == 11
+    there = np.isfinite(points[:, 0])
+    assert np.allclose(points[there][:, 0], [-8, -4, 0, 4, 8] * 2) and np.allclose(
+        points[there][:, 1], [-4] * 5 + [6] * 5
+    )
+    plane, at = moving.planes[0], (STEPS - 1,) * len(moving.planes[0].latents)
+    z = np.median(model.latents, axis=0)
+    for k, values in zip(plane.latents, plane.values, strict=True):
+        z[k] = values[-1]
+    cell, weights = locate(model.mesh, points[there])
+    exact = np.einsum("pva,pv->pa", model.displacement(z[None])[0][model.mesh.cells[cell]], weights)
+    found = np.einsum("m,mpa->pa", plane.amounts[at], modes[:, there])
+    assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
+    section = moving_section(replace(data, moving=moving), build_scene(data))
+    assert 'id="moving-shown"' in section and "thread of the atomic model" in section
 
 
 def test_planes_are_the_pairs_and_hold_the_particles(case):

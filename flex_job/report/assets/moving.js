@@ -10,7 +10,8 @@
     return Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer;
   }
   const floats = (text) => new Float32Array(bytes(text));
-  const points = floats(data.points), modes = floats(data.modes), size = points.length / 3;
+  const body = (part) => ({ points: floats(part.points), modes: floats(part.modes) });
+  const surface = body(data), trace = data.trace && body(data.trace);
   const faces = new Int32Array(bytes(data.faces));
   const planes = data.planes.map((plane) => ({
     ...plane,
@@ -38,8 +39,8 @@
     return out;
   }
 
-  function moved() {
-    const amounts = interpolated(plane().amounts, data.count);
+  function moved({ points, modes }) {
+    const amounts = interpolated(plane().amounts, data.count), size = points.length / 3;
     const axes = [0, 1, 2].map(() => new Float32Array(size));
     for (let p = 0; p < size; p++)
       for (let a = 0; a < 3; a++) {
@@ -50,12 +51,13 @@
     return axes;
   }
 
+  const SEE_THROUGH = 0.35; // of the surface with a model in it
   const font = { family: "system-ui, 'DejaVu Sans', Arial, sans-serif", size: 12, color: "#1f2933" };
   const quiet = { displayModeBar: false, responsive: true };
 
   function drawMolecule() {
     const column = (offset) => Int32Array.from({ length: faces.length / 3 }, (_, f) => faces[3 * f + offset]);
-    const [x, y, z] = moved();
+    const [x, y, z] = moved(surface), thread = trace ? moved(trace) : null;
     const axis = (a) => ({ visible: false, range: data.span[a] });
     const sides = data.span.map(([low, high]) => high - low), largest = Math.max(...sides);
     const { width, height } = get("molecule").getBoundingClientRect(); // the camera's angle spans the height
@@ -69,7 +71,11 @@
         title: { text: "moves by, Å", side: "top" }, orientation: "h", thickness: 8, len: 0.5, x: 0.02, xanchor: "left", y: 0.01, yanchor: "bottom",
         outlinewidth: 0, nticks: 4,
       },
-    }], {
+      opacity: trace ? SEE_THROUGH : 1,
+    }, ...(trace ? [{
+      type: "scatter3d", mode: "lines", x: thread[0], y: thread[1], z: thread[2], hoverinfo: "skip", showlegend: false,
+      line: { color: "#0072b2", width: 4 }, connectgaps: false,
+    }] : [])], {
       margin: { l: 0, r: 0, t: 0, b: 0 }, font, paper_bgcolor: "rgba(0,0,0,0)", uirevision: "kept",
       scene: {
         xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "manual",
@@ -146,8 +152,8 @@
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      const [x, y, z] = moved();
-      Plotly.restyle("molecule", { x: [x], y: [y], z: [z] }, [0]);
+      const bodies = [surface, ...(trace ? [trace] : [])].map(moved);
+      Plotly.restyle("molecule", { x: bodies.map((b) => b[0]), y: bodies.map((b) => b[1]), z: bodies.map((b) => b[2]) });
       Plotly.relayout("landscape", { shapes: lines() });
       plane().latents.forEach((number, axis) => { get(`moving-latent-${number}`).value = state.at[axis]; });
       const near = interpolated(plane().near, 1)[0], told = get("moving-told");
@@ -193,6 +199,11 @@
     get("landscape").on("plotly_click", (event) => { stop(); point(event); });
     get("moving-play").addEventListener("click", () => (state.playing === null ? play() : stop()));
     get("moving-colour").addEventListener("change", (event) => { state.colour = event.target.value; drawLandscape(); });
+    const shown = get("moving-shown");
+    if (shown) shown.addEventListener("change", () => {
+      const map = shown.value.includes("map"), model = shown.value.includes("model");
+      Plotly.restyle("molecule", { visible: [map, model], opacity: [model ? SEE_THROUGH : 1, 1] });
+    });
     const choice = get("moving-plane");
     if (choice) choice.addEventListener("change", () => {
       stop();
