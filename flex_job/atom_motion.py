@@ -7,7 +7,7 @@ squares with the flow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from flex_job.atomic_model import AtomicModel
-from flex_job.mesh.locate import locate
+from flex_job.mesh.points import MeshPoints
 from flex_job.mesh.tetmesh import TetMesh, cell_volumes
 
-__all__ = ["AtomMotion", "RigidResidues", "taken_back"]
+__all__ = ["RigidResidues", "taken_back"]
 
-INSIDE = -1e-5  # barycentric weights down to this lie in the cell: they are single precision
 FLAT = 1e-3  # of its volume at rest: a cell that has less is folded
 APART_A = 3.0  # from the median of the neighbours: where bodies turn, points differ by less within a few angstroms
 NEAR_A, NEIGHBOURS, FEWEST, SWEEPS = 10.0, 60, 6, 3
@@ -31,30 +30,6 @@ STEPS = 4  # Gauss-Newton; turns between bound residues are small
 DAMPING = 1e-3  # A^2: residues of one or two atoms have no orientation
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class AtomMotion:
-    """Where n points are in the mesh: `cell` (n,) and barycentric `weights` (n, 4). `inside` (n,) says which lie in it;
-    the others go with the nearest cell, as the map's voxels do (`flex_job.mesh.locate`)."""
-
-    mesh: TetMesh
-    cell: NDArray[np.int32]
-    weights: Floats
-    inside: NDArray[np.bool_]
-
-    @classmethod
-    def at(cls, mesh: TetMesh, points_A: Floats) -> AtomMotion:
-        """Of `points_A` (n, 3) in the frame of `mesh`."""
-        cell, held = locate(mesh, points_A)
-        weights, inside = held.astype(np.float64), held.min(axis=1) >= INSIDE
-        weights[inside] = _barycentric(mesh.vertices_A[mesh.cells[cell[inside]]], points_A[inside])
-        return cls(mesh, cell, weights, inside)
-
-    def moved(self, points_A: Floats, vertices_A: Floats) -> Floats:
-        """The points (n, 3) when the mesh's vertices go to `vertices_A` (V, 3)."""
-        shift = np.asarray(vertices_A, dtype=np.float64) - self.mesh.vertices_A
-        return points_A + np.einsum("nk,nka->na", self.weights, shift[self.mesh.cells[self.cell]])
 
 
 def taken_back(
@@ -76,7 +51,7 @@ def taken_back(
         rigidity=mesh.rigidity[whole],
         segment=mesh.segment[whole],
     )
-    back = AtomMotion.at(frame, points_A).moved(points_A, mesh.vertices_A)
+    back = MeshPoints.at(frame, points_A).moved(points_A, mesh.vertices_A)
     places = np.column_stack([points_A, np.zeros(len(points_A)) if thread is None else thread])
     _, near = cKDTree(places).query(places, k=NEIGHBOURS, distance_upper_bound=NEAR_A)
     counted = (near < len(points_A)).sum(axis=1) >= FEWEST
@@ -94,13 +69,6 @@ def taken_back(
                 turn, _ = Rotation.align_vectors(back[others] - there, points_A[others] - here)
                 back[n] = there + turn.apply(points_A[n] - here)
     return back, surest
-
-
-def _barycentric(corners: Floats, points: Floats) -> Floats:
-    """(n, 4) weights in double precision of points (n, 3) in tetrahedra (n, 4, 3)."""
-    edges = np.swapaxes(corners[:, 1:] - corners[:, :1], 1, 2)
-    rest = np.linalg.solve(edges, (points - corners[:, 0])[..., None])[..., 0]
-    return np.concatenate([1 - rest.sum(axis=1, keepdims=True), rest], axis=1)
 
 
 class RigidResidues:

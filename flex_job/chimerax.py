@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from flex_job.atomic_model import AtomicModel
 from flex_job.files import written_aside
+from flex_job.report.look import MOTION_RAMP
 
 __all__ = ["ATTRIBUTE", "write_attribute", "write_script"]
 
 ATTRIBUTE = "motion_rms_A"
-PALETTE = "#d3d9df:#f3d98b:#ec9a3c:#cc4b37:#75184a"  # flex_job.report.look.MOTION_RAMP: darker all the way
+PALETTE = ":".join(MOTION_RAMP)
 PAUSE = 6  # pictures of the screen per frame
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["file_hash", "path_aside", "put_aside", "sync_folder", "written_aside"]
+__all__ = ["file_hash", "path_aside", "put_aside", "sync_folder", "write_csv", "written_aside"]
 
 
 @contextmanager
@@ -33,6 +35,15 @@ def path_aside(path: Path, suffix: str = ".part") -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """A table of comma-separated values, its columns' `names` first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    with written_aside(path) as file:
+        file.write(text.getvalue().encode())
+    return path
 
 
 def sync_folder(folder: Path) -> None:

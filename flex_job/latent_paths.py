@@ -17,7 +17,7 @@ from flex_job.model import FlexModel
 from flex_job.problems import InputProblems
 from flex_job.subsets import divide
 
-__all__ = ["LatentSeries", "latent_series", "listed"]
+__all__ = ["LatentSeries", "latent_series", "listed", "resampled"]
 
 ENDS = (5.0, 95.0)  # percentiles: beyond them lie few particles, and what they say
 MOST_POINTS = 10_000  # particles that the graph is made of
@@ -71,7 +71,7 @@ def _through_clusters(model: FlexModel, count: int, clusters: int, seed: int) ->
         found = divide(z, model.latent_std.astype(np.float64), clusters, seed=seed)
     except InputProblems as error:
         raise InputProblems([f"path_{text}" for text in error.messages]) from None  # it is told of clusters
-    return _resampled(_shortest_way(z[found.central]), count)
+    return resampled(_shortest_way(z[found.central]), count)
 
 
 def _shortest_way(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,7 +100,7 @@ def _through_particles(z: NDArray[np.float64], count: int, seed: int) -> NDArray
     sample = z if len(z) <= MOST_POINTS else np.random.default_rng(seed).choice(z, MOST_POINTS, replace=False)
     sample = np.unique(sample, axis=0)
     if len(sample) < 3:
-        return _resampled(sample, count)
+        return resampled(sample, count)
     spread = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)[2][0]
     along = sample @ spread
     ends = [_middle_of(sample, along, percentile) for percentile in ENDS]
@@ -120,8 +120,8 @@ def _through_particles(z: NDArray[np.float64], count: int, seed: int) -> NDArray
     way = [ends[1]]
     while way[-1] != ends[0]:
         way.append(int(before[way[-1]]))
-    fine = _resampled(sample[way[::-1]], 200)
-    return _resampled(uniform_filter1d(fine, max(1, int(SMOOTHED * len(fine))), axis=0, mode="nearest"), count)
+    fine = resampled(sample[way[::-1]], 200)
+    return resampled(uniform_filter1d(fine, max(1, int(SMOOTHED * len(fine))), axis=0, mode="nearest"), count)
 
 
 def _middle_of(sample: NDArray[np.float64], along: NDArray[np.float64], percentile: float) -> int:
@@ -133,7 +133,7 @@ def _middle_of(sample: NDArray[np.float64], along: NDArray[np.float64], percenti
     return int(there[((sample[there] - np.median(sample[there], axis=0)) ** 2).sum(axis=1).argmin()])
 
 
-def _resampled(way: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def resampled(way: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """`count` points (count, K) evenly along a polyline (k, K)."""
     steps = np.linalg.norm(np.diff(way, axis=0), axis=1)
     kept = np.concatenate([[True], steps > 0])

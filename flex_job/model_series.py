@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flex_job.atom_motion import AtomMotion, RigidResidues, taken_back
+from flex_job.atom_motion import RigidResidues, taken_back
 from flex_job.atomic_model import AtomicModel, write_atomic_models
-from flex_job.files import written_aside
+from flex_job.files import write_csv
+from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
 from flex_job.model_geometry import LONGEST_PEPTIDE_A, Geometry, ModelGeometry
 
@@ -36,7 +35,7 @@ class ModelSeries:
         self._places, self._sure = self.model.positions_A, np.ones(len(self.model), dtype=bool)
         if self.start_A is not None:
             self._places, self._sure = taken_back(self.flow.mesh, self._places, self.start_A, self.model.thread)
-        self.motion = AtomMotion.at(self.flow.mesh, self._places)
+        self.motion = MeshPoints.at(self.flow.mesh, self._places)
         self._residues = RigidResidues(self.model) if self.rigid else None
         self._geometry = ModelGeometry(self.model)
         self.geometry: list[Geometry] = []
@@ -77,13 +76,9 @@ class ModelSeries:
 
     def write_geometry(self, path: Path, names: Sequence[str]) -> None:
         """CSV: a row for each frame."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["frame", *(field.name for field in fields(Geometry))])
-        for name, geometry in zip(names, self.geometry, strict=True):
-            table.writerow([name, *(f"{value:.4g}" for value in geometry.named().values())])
-        with written_aside(path) as file:
-            file.write(text.getvalue().encode())
+        columns = ["frame", *(field.name for field in fields(Geometry))]
+        rows = zip(names, self.geometry, strict=True)
+        write_csv(path, columns, ([name, *(f"{value:.4g}" for value in of.named().values())] for name, of in rows))
 
     def sentences(self) -> Iterator[str]:
         """What a user should know of the frames so far."""

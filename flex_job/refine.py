@@ -35,7 +35,7 @@ from flex_job.training_stage import chosen_settings, half_trainer, train_models
 from flex_job.validation import Verdict, validate, write_verdict
 from job_specs.parameters import RefineParameters
 
-__all__ = ["MODELS", "RefineResult", "Refinement", "refine"]
+__all__ = ["GAINS", "MODELS", "RefineResult", "Refinement", "refine"]
 
 VALIDATION, GAINS = "validation.json", "likelihood_gain.npy"
 MODELS = ("flex_model.pt", "flex_model_half2.pt")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -18,7 +16,7 @@ from flex_job.atomic_model import write_atomic_models
 from flex_job.chimerax import write_attribute, write_script
 from flex_job.deformation import displacement_field, write_deformation, write_series_index
 from flex_job.events import Events
-from flex_job.files import path_aside, written_aside
+from flex_job.files import path_aside, write_csv
 from flex_job.fourier import fourier_resize
 from flex_job.frame_grid import Window, cropping_window, on_grid, whole_window
 from flex_job.generate import Support, frames, support
@@ -175,15 +173,13 @@ class FramesWriter:
 
 def write_points(path: Path, names: Sequence[str], points: NDArray[np.floating], found: Support) -> None:
     """CSV: latents of each frame, particles near it, how well its motion is known."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     latents = [f"flexLatent{k + 1}" for k in range(points.shape[1])]
-    table.writerow(["frame", *latents, "particles_near", "displacement_std_A", "supported"])
     numbers = np.column_stack([points, found.particles, found.displacement_std_A]).tolist()
-    for name, row, missing in zip(names, numbers, found.missing, strict=True):
-        table.writerow([name, *(f"{value:.6g}" for value in row), "no" if missing else "yes"])
-    with written_aside(path) as file:
-        file.write(text.getvalue().encode())
+    rows = (
+        [name, *(f"{value:.6g}" for value in row), "no" if missing else "yes"]
+        for name, row, missing in zip(names, numbers, found.missing, strict=True)
+    )
+    write_csv(path, ["frame", *latents, "particles_near", "displacement_std_A", "supported"], rows)
 
 
 def _zipped(path: Path, folder: Path, names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 
 __all__ = [
     "ACCENT",
@@ -13,6 +14,7 @@ __all__ = [
     "INK",
     "LAST",
     "MAP_COLOUR",
+    "MOTION_COLOURS",
     "MOTION_RAMP",
     "PAPER",
     "RC",
@@ -36,6 +38,8 @@ DOMAINS = ("#009e73", "#cc79a7", "#b08800", "#56b4e9")
 """For the masks of a user."""
 MOTION_RAMP = ("#d3d9df", "#f3d98b", "#ec9a3c", "#cc4b37", "#75184a")
 """From still to moving; it darkens all the way, so that it reads without colour too."""
+
+MOTION_COLOURS = LinearSegmentedColormap.from_list("motion", MOTION_RAMP)
 
 RC: dict[str, object] = {
     "font.family": "DejaVu Sans",

@@ -14,15 +14,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flex_job.files import path_aside
 from flex_job.latent_paths import LatentSeries
-from flex_job.mesh.locate import locate
+from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
-from flex_job.report.look import GREY, INK, MOTION_RAMP
+from flex_job.report.look import GREY, INK, MOTION_COLOURS
 from flex_job.report.surface import Surface, isosurface, principal_view, render
 from flex_job.volume import Volume
 
@@ -52,16 +51,12 @@ def draw_movie(
     if surface is None or len(surface.faces) < 4:
         return None
     shown = _shown(series)
-    cell, weights = locate(model.mesh, surface.points_A)
-    corners = model.mesh.cells[cell]
-    shifts = {
-        row: np.einsum("pk,pka->pa", weights, model.displacement(series.points[row, None])[0][corners])
-        for row in sorted(set(shown))
-    }
-    stack = np.stack(list(shifts.values())).astype(np.float64)
+    bound = MeshPoints.at(model.mesh, surface.points_A)
+    shifts = {row: bound.carried(model.displacement(series.points[row, None])[0]) for row in sorted(set(shown))}
+    stack = np.stack(list(shifts.values()))
     motion = np.sqrt(((stack - stack.mean(axis=0)) ** 2).sum(axis=2).mean(axis=0))
     largest = max(float(np.percentile(motion, 99)), LEAST_RANGE_A)
-    colours = LinearSegmentedColormap.from_list("motion", MOTION_RAMP)(np.clip(motion / largest, 0, 1))[:, :3]
+    colours = MOTION_COLOURS(np.clip(motion / largest, 0, 1))[:, :3]
     view = principal_view(surface)
     low, high = _reach([(surface.points_A + shift) @ view.T for shift in shifts.values()])
     height, width = SIZE
@@ -163,7 +158,7 @@ def _labelled(picture: NDArray[np.float32], title: str, span_A: float, largest_A
     y, end = height - 16, 10 + round(length / span_A * width)
     pen.line([(10, y), (end, y)], fill=INK, width=3)
     pen.text((end + 6, y - 7), f"{length} Å", fill=INK, font=font)
-    ramp = LinearSegmentedColormap.from_list("motion", MOTION_RAMP)(np.linspace(0, 1, 80))[:, :3]
+    ramp = MOTION_COLOURS(np.linspace(0, 1, 80))[:, :3]
     bar = Image.fromarray(np.broadcast_to(np.round(255 * ramp).astype(np.uint8), (8, 80, 3)).copy())
     left = width - 170
     image.paste(bar, (left, y - 4))

@@ -15,7 +15,7 @@ from skimage.filters import threshold_otsu
 
 from flex_job.atomic_model import AtomicModel
 from flex_job.generate import support
-from flex_job.mesh.locate import locate
+from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
 from flex_job.report.panels_latents import shown_latents
 from flex_job.report.scene import within_mask
@@ -82,7 +82,8 @@ def moving_surface(
     shown = shown_latents(model.latents)
     pairs: list[tuple[int, ...]] = [*combinations(shown, 2)] or [tuple(shown)]
     planes = tuple(_plane(model, pair, modes) for pair in pairs)
-    return MovingSurface(surface, _at_points(model, modes, surface.points_A), planes, trace)
+    at_points = MeshPoints.at(model.mesh, surface.points_A).carried(modes.reshape(len(modes), -1, 3))
+    return MovingSurface(surface, at_points.astype(np.float32), planes, trace)
 
 
 def coarse_surface(density: Volume, mask: Volume | None) -> Surface | None:
@@ -96,16 +97,11 @@ def coarse_surface(density: Volume, mask: Volume | None) -> Surface | None:
         surface = isosurface(masked, level, side=side)
         if surface is None:
             return None
-        if side < LARGEST_SIDE and not 0.7 * MOST_POINTS < len(surface.points_A) <= MOST_POINTS:
-            side = min(side * np.sqrt(0.85 * MOST_POINTS / len(surface.points_A)), LARGEST_SIDE)
+        count = len(surface.points_A)
+        if 0.7 * MOST_POINTS < count <= MOST_POINTS or side == LARGEST_SIDE:
+            break
+        side = min(side * np.sqrt(0.85 * MOST_POINTS / count), LARGEST_SIDE)
     return surface
-
-
-def _at_points(model: FlexModel, modes: NDArray[np.float64], points_A: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The modes (M, 3 V) at points (N, 3), by the mesh: (M, N, 3)."""
-    cell, weights = locate(model.mesh, points_A)
-    vertices = modes.reshape(len(modes), -1, 3)[:, model.mesh.cells[cell]]
-    return np.asarray(np.einsum("mpva,pv->mpa", vertices, weights), dtype=np.float32)
 
 
 def _trace(model: FlexModel, modes: NDArray[np.float64], atoms: AtomicModel) -> Trace:
@@ -115,7 +111,8 @@ def _trace(model: FlexModel, modes: NDArray[np.float64], atoms: AtomicModel) -> 
     _, first = np.unique(atoms.residue[numbers], return_index=True)  # of alternative places
     points, chains = atoms.positions_A[numbers[first]], [backbone[place][1] for place in first]
     breaks = [n for n in range(1, len(chains)) if chains[n] != chains[n - 1]]
-    at_rest, bent = (np.insert(each, breaks, np.nan, axis=-2) for each in (points, _at_points(model, modes, points)))
+    carried = MeshPoints.at(model.mesh, points).carried(modes.reshape(len(modes), -1, 3))
+    at_rest, bent = (np.insert(each, breaks, np.nan, axis=-2) for each in (points, carried))
     return Trace(at_rest.astype(np.float32), bent.astype(np.float32))
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.colors import Normalize, to_rgb
 from numpy.typing import NDArray
 
 from flex_job.report.data import ReportData
-from flex_job.report.look import FIRST, LAST, MAP_COLOUR, MOTION_RAMP, STILL
+from flex_job.report.look import FIRST, LAST, MAP_COLOUR, MOTION_COLOURS, STILL
 from flex_job.report.scene import Scene, motion_values
 from flex_job.report.surface import Surface, render
 
@@ -50,7 +50,7 @@ def motion_palette(data: ReportData) -> ScalarMappable:
     """Colours for the motion, from 0 to the 99th percentile, so that one wild voxel does not dim the rest."""
     values = motion_values(data)
     top = max(float(np.quantile(values, 0.99)), 1e-3) if len(values) else 1.0
-    return ScalarMappable(Normalize(0.0, top), LinearSegmentedColormap.from_list("motion", MOTION_RAMP))
+    return ScalarMappable(Normalize(0.0, top), MOTION_COLOURS)
 
 
 def motion_pictures(data: ReportData, scene: Scene) -> list[Picture]:

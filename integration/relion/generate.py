@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flex_job.atomic_model import AtomicModel, read_atomic_model
 from flex_job.events import Events
+from flex_job.half_maps import map_files
 from flex_job.latent_paths import LatentSeries, latent_series, listed
 from flex_job.manifest import recorded
 from flex_job.map_model import model_problem
@@ -26,7 +27,6 @@ __all__ = ["generate"]
 
 MOST_FRAMES = 10_000
 LARGEST_LATENT = 1000.0  # farther out no mesh is whole
-MAP, HALVES = "flex_class001.mrc", ("flex_half1_class001_unfil.mrc", "flex_half2_class001_unfil.mrc")
 
 
 def generate(request: Request, problems: list[str], events: Events) -> None:
@@ -85,8 +85,8 @@ def _density(request: Request, model: FlexModel) -> Volume:
     model's own; with the origin of the consensus map's header where it has none."""
     given, beside = request.inputs.get("map"), request.inputs["model"].parent
     if not request.parameters.generate.sharpened:
-        return _mean_of_halves(given, [beside / name for name in HALVES], model)
-    path = given if given is not None else beside / MAP
+        return _mean_of_halves(given, [beside / name for name in map_files("flex")[:2]], model)
+    path = given if given is not None else beside / map_files("flex")[-1]
     if not path.is_file():
         return Volume(model.map.data, model.map.pixel_size_A, _consensus_corner(beside))
     density = _fitting(path, model)

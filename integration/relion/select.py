@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.events import Events
-from flex_job.files import written_aside
+from flex_job.files import write_csv
 from flex_job.problems import InputProblems
 from flex_job.report.clusters import draw_clusters
 from flex_job.subsets import Subsets, divide
@@ -101,10 +99,6 @@ def _write(folder: Path, star: Path, subsets: Subsets, latents: NDArray[np.float
 
 
 def _write_centres(path: Path, counts: list[int], centres: NDArray[np.float64]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["cluster", "particles", *(f"flexLatent{k + 1}" for k in range(centres.shape[1]))])
-    for number, (count, row) in enumerate(zip(counts, centres.tolist(), strict=True), start=1):
-        table.writerow([number, count, *(f"{value:.6g}" for value in row)])
-    with written_aside(path) as file:
-        file.write(text.getvalue().encode())
+    names = ["cluster", "particles", *(f"flexLatent{k + 1}" for k in range(centres.shape[1]))]
+    rows = enumerate(zip(counts, centres.tolist(), strict=True), start=1)
+    write_csv(path, names, ([number, count, *(f"{value:.6g}" for value in row)] for number, (count, row) in rows))

@@ -17,12 +17,13 @@ from playwright.sync_api import Browser, Page
 
 from flex_job.events import Events
 from flex_job.flow import FlowGenerator
+from flex_job.latent_paths import resampled
 from flex_job.mesh import build_mesh
 from flex_job.model import FlexModel
 from flex_job.problems import InputProblems
 from flex_job.volume import write_volume
 from integration.local.landscape.app import serve
-from integration.local.landscape.saving import along, drawn_points, save_path, save_selection
+from integration.local.landscape.saving import drawn_points, save_path, save_selection
 from integration.local.landscape.view import JobView
 from integration.relion.read import read_consensus
 from integration.relion.simulate import simulate_project
@@ -172,7 +173,7 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path):
 
 def test_names_and_drawings(job: Path, tmp_path: Path):
     assert drawn_points("M1.5,-2L3e-1,4").tolist() == [[1.5, -2], [0.3, 4]]
-    even = along(np.array([[0.0, 0], [1, 0], [1, 3]]), 5)
+    even = resampled(np.array([[0.0, 0], [1, 0], [1, 3]]), 5)
     assert np.allclose(even, [[0, 0], [1, 0], [1, 1], [1, 2], [1, 3]])
     with pytest.raises(ValueError, match="no name for a file"):
         save_path(tmp_path, "../up", even)

@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from flex_job.atom_motion import AtomMotion, RigidResidues, taken_back
+from flex_job.atom_motion import RigidResidues, taken_back
 from flex_job.atomic_model import AtomicModel, read_atomic_model, write_atomic_models
 from flex_job.mesh import TetMesh
+from flex_job.mesh.points import MeshPoints
 from flex_job.model_geometry import LONGEST_PEPTIDE_A, ModelGeometry
 from flex_job.simulation.atoms import ANTIBODY
 from flex_job.volume import Volume
@@ -75,7 +76,7 @@ def rms(vectors: NDArray[np.floating]) -> float:
 
 def test_affine_flows_move_atoms_exactly(mesh: TetMesh, model: AtomicModel) -> None:
     matrix = Rotation.from_rotvec([0.2, -0.3, 0.5]).as_matrix() @ np.diag([1.05, 1.0, 0.97])
-    motion = AtomMotion.at(mesh, model.positions_A)
+    motion = MeshPoints.at(mesh, model.positions_A)
     assert motion.inside.all()
     moved = motion.moved(model.positions_A, mesh.vertices_A @ matrix.T + [3.0, -2.0, 1.0])
     assert np.abs(moved - (model.positions_A @ matrix.T + [3.0, -2.0, 1.0])).max() < 1e-9
@@ -83,12 +84,12 @@ def test_affine_flows_move_atoms_exactly(mesh: TetMesh, model: AtomicModel) -> N
 
 def test_forth_and_back_is_where_it_was(mesh: TetMesh, model: AtomicModel) -> None:
     end = bent(mesh)
-    there = AtomMotion.at(mesh, model.positions_A).moved(model.positions_A, end)
+    there = MeshPoints.at(mesh, model.positions_A).moved(model.positions_A, end)
     assert rms(there - model.positions_A) > 4
     back, sure = taken_back(mesh, there, end)
     assert sure.all() and np.abs(back - model.positions_A).max() < 1e-3
     # negative control: looked for in the mesh at rest, atoms of the frame are in the wrong cells
-    wrong = 2 * there - AtomMotion.at(mesh, there).moved(there, end)
+    wrong = 2 * there - MeshPoints.at(mesh, there).moved(there, end)
     assert np.abs(wrong - model.positions_A).max() > 0.5
 
 
@@ -102,7 +103,7 @@ def test_where_parts_run_into_each_other_atoms_go_with_their_own(mesh_of: Callab
     thread = np.repeat([0.0, 1000.0], 3000)
     turn = Rotation.from_rotvec([0.3, 0, 0]).as_matrix()
     end = np.concatenate([places[: len(one.vertices_A)], places[len(one.vertices_A) :] @ turn.T - [13.0, 0, 0]])
-    there = AtomMotion.at(mesh, points).moved(points, end)
+    there = MeshPoints.at(mesh, points).moved(points, end)
     back, sure = taken_back(mesh, there, end, thread)
     assert 10 < (~sure).sum() < 700
     error = np.linalg.norm(back - points, axis=1)
@@ -115,7 +116,7 @@ def test_atoms_outside_are_told_and_go_with_the_nearest_part(
     mesh_of: Callable[..., TetMesh], model: AtomicModel
 ) -> None:
     small = mesh_of((3, 3, 3), 50.0)
-    motion = AtomMotion.at(small, model.positions_A)
+    motion = MeshPoints.at(small, model.positions_A)
     reach = np.abs(model.positions_A).max(axis=1)
     assert motion.inside[reach < 24.999].all() and not motion.inside[reach > 25.001].any()
     assert 0.2 < motion.inside.mean() < 0.9
@@ -133,7 +134,7 @@ def test_a_rigid_flow_is_followed_exactly(model: AtomicModel) -> None:
 
 
 def test_residues_keep_their_geometry_and_their_bonds(mesh: TetMesh, model: AtomicModel) -> None:
-    target = AtomMotion.at(mesh, model.positions_A).moved(model.positions_A, bent(mesh))
+    target = MeshPoints.at(mesh, model.positions_A).moved(model.positions_A, bent(mesh))
     placed, geometry = RigidResidues(model).fitted(target), ModelGeometry(model)
     for number in (0, 17, model.residues - 1):
         own = model.residue == number
@@ -150,7 +151,7 @@ def test_without_agreement_bonds_between_residues_give(
     mesh: TetMesh, model: AtomicModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control of what bound residues are made to agree on."""
-    target = AtomMotion.at(mesh, model.positions_A).moved(model.positions_A, bent(mesh))
+    target = MeshPoints.at(mesh, model.positions_A).moved(model.positions_A, bent(mesh))
     residues, geometry = RigidResidues(model), ModelGeometry(model)
     agreed = geometry(residues.fitted(target))
     monkeypatch.setattr("flex_job.atom_motion.STEPS", 0)

@@ -12,8 +12,9 @@ from dash import Dash, Input, Output, Patch, State, ctx, no_update
 from numpy.typing import NDArray
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from flex_job.latent_paths import resampled
 from integration.local.landscape.page import along_axis, image_figure, landscape_figure, layout, molecule_figure
-from integration.local.landscape.saving import along, drawn_points, save_path, save_selection
+from integration.local.landscape.saving import drawn_points, save_path, save_selection
 from integration.local.landscape.view import JobView
 
 __all__ = ["build_app", "serve"]
@@ -146,7 +147,7 @@ def _choose(app: Dash, view: JobView) -> None:
             return [], 1, "walk hidden"
         count = int(np.clip(frames or 2, 2, 500))
         points = np.repeat(view.median[None], count, axis=0)
-        for axis, column in zip((x, y), along(drawn, count).T, strict=True):
+        for axis, column in zip((x, y), resampled(drawn, count).T, strict=True):
             if axis.isdigit():
                 points[:, int(axis)] = column
         return points.tolist(), count - 1, "walk"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shlex
 from pathlib import Path
@@ -11,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flex_job.files import written_aside
+from flex_job.files import write_csv, written_aside
 from integration.common.particle_formats import particle_format
 from integration.relion.template import render
 from job_specs.jobs import JOBS
 
-__all__ = ["FOLDER", "along", "drawn_points", "save_path", "save_selection"]
+__all__ = ["FOLDER", "drawn_points", "save_path", "save_selection"]
 
 FOLDER = "landscape"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
@@ -27,16 +25,6 @@ def drawn_points(path: str) -> NDArray[np.float64]:
     """Points (m, 2) of the browser's drawing "M1,2L3,4...", in the axes' units; (0, 2) when it holds none."""
     numbers = [float(number) for number in NUMBER.findall(path)]
     return np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2)
-
-
-def along(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """`count` points evenly along the line through `points` (m, K)."""
-    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    length = np.concatenate([[0.0], np.cumsum(steps)])
-    if length[-1] == 0:
-        return np.repeat(points[:1], count, axis=0)
-    at = np.linspace(0, length[-1], count)
-    return np.stack([np.interp(at, length, column) for column in points.T], axis=1)
 
 
 def save_selection(folder: Path, particles: Path, name: str, kept: NDArray[np.bool_]) -> Path:
@@ -56,12 +44,8 @@ def save_path(folder: Path, name: str, points: NDArray[np.floating]) -> tuple[Pa
     if len(points) < 2:
         raise ValueError("there is no path: choose the pen and draw one first")
     target = _target(folder, name, ".csv")
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([f"flexLatent{k + 1}" for k in range(points.shape[1])])
-    table.writerows([f"{value:.6g}" for value in row] for row in points.tolist())
-    with written_aside(target) as file:
-        file.write(text.getvalue().encode())
+    names = [f"flexLatent{k + 1}" for k in range(points.shape[1])]
+    write_csv(target, names, ([f"{value:.6g}" for value in row] for row in points.tolist()))
     form = render(JOBS["generate"], {"in_model": f"{folder}/", "latents": str(target)})
     with written_aside(target.with_name(f"{name}_job.star")) as file:
         file.write(form.encode())

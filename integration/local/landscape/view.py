@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flex_job.calibration import Calibration
-from flex_job.generate import support
+from flex_job.generate import latent_path, support
+from flex_job.half_maps import map_files
 from flex_job.manifest import recorded
 from flex_job.mean_image import SideViews, side_views
-from flex_job.mesh.locate import locate
+from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
 from flex_job.motion import motion_amplitude
 from flex_job.problems import InputProblems
+from flex_job.refine import GAINS, MODELS
 from flex_job.report.moving import coarse_surface
 from flex_job.report.surface import Surface, principal_view, sample_at
 from flex_job.volume import read_volume
@@ -23,16 +25,15 @@ from integration.common.particle_formats import particle_format
 
 __all__ = ["JobView"]
 
-MODEL, GAINS = "flex_model.pt", "likelihood_gain.npy"
 PARTICLES = ("particles.star", "particles.cs")
 IMAGES = 40  # in a mean
-RANGE = (2.0, 98.0)  # percentiles of the first latent that the side is chosen for
 
 
 @dataclass(frozen=True)
 class JobView:
-    """`latents` and `std` are (n, K), `gains` (n,) nats or None; `surface` at rest in the frame of `view` (3, 3), with
-    `amplitude_A` at its points; `sides` are None where the images cannot be read, `no_images` says why."""
+    """`latents` are (n, K), `gains` (n,) nats or None; `surface` at rest in the frame of `view` (3, 3), with
+    `amplitude_A` at its points and `bound` to the mesh; `sides` are None where the images cannot be read, `no_images`
+    says why."""
 
     folder: Path
     particles: Path
@@ -41,8 +42,7 @@ class JobView:
     surface: Surface
     view: NDArray[np.float64]
     amplitude_A: NDArray[np.float64]
-    corners: NDArray[np.int32]
-    weights: NDArray[np.float32]
+    bound: MeshPoints
     sides: SideViews | None
     no_images: str
 
@@ -50,27 +50,24 @@ class JobView:
     def load(cls, folder: Path) -> JobView:
         """Of a job directory. Raises InputProblems when it holds no motion model or none of its particles."""
         names = [name for name in PARTICLES if (folder / name).is_file()]
-        if not (folder / MODEL).is_file() or not names:
-            missing = MODEL if not (folder / MODEL).is_file() else " or ".join(PARTICLES)
+        if not (folder / MODELS[0]).is_file() or not names:
+            missing = MODELS[0] if not (folder / MODELS[0]).is_file() else " or ".join(PARTICLES)
             raise InputProblems(
                 [f"{folder}: there is no {missing}; expected the directory of a finished job `refine` or `train`"]
             )
         try:
-            model = FlexModel.load(folder / MODEL)
+            model = FlexModel.load(folder / MODELS[0])
         except ValueError as error:
             raise InputProblems([str(error)]) from None
-        path = folder / "flex_class001.mrc"
+        path = folder / map_files("flex")[-1]
         density = read_volume(path) if path.is_file() else model.map
         mask = read_volume(folder / "mask.mrc") if (folder / "mask.mrc").is_file() else model.support
         surface = coarse_surface(density, mask)
         if surface is None:
             raise InputProblems([f"{path}: holds no density above its mean within the mask; there is nothing to show"])
         particles = folder / names[0]
-        ends = np.repeat(np.median(model.latents, axis=0)[None], 2, axis=0)
-        ends[:, 0] = np.percentile(model.latents[:, 0], RANGE)
-        low, high = model.displacement(ends)
+        low, high = model.displacement(latent_path(model.latents, 0, 2))
         sides, why = _sides(folder, particles, high - low)
-        cell, weights = locate(model.mesh, surface.points_A)
         gains = np.load(folder / GAINS, allow_pickle=False) if (folder / GAINS).is_file() else None
         if gains is not None and gains.shape != (len(model.latents),):
             gains = None
@@ -82,8 +79,7 @@ class JobView:
             surface=surface,
             view=principal_view(surface) if sides is None else sides.view,
             amplitude_A=sample_at(motion_amplitude(model).volume, surface.points_A),
-            corners=model.mesh.cells[cell],
-            weights=weights,
+            bound=MeshPoints.at(model.mesh, surface.points_A),
             sides=sides,
             no_images=why,
         )
@@ -98,8 +94,7 @@ class JobView:
 
     def points(self, at: NDArray[np.floating]) -> NDArray[np.float32]:
         """The surface's points (N, 3) at latents `at` (K,), in the frame of the view."""
-        moved = self.model.displacement(at[None])[0]
-        bent = self.surface.points_A + np.einsum("pva,pv->pa", moved[self.corners], self.weights)
+        bent = self.surface.points_A + self.bound.carried(self.model.displacement(at[None])[0])
         return (bent @ self.view.T).astype(np.float32)
 
     def near(self, at: NDArray[np.floating]) -> float:
@@ -119,7 +114,7 @@ class JobView:
 def _sides(folder: Path, particles: Path, displacements_A: NDArray[np.floating]) -> tuple[SideViews | None, str]:
     """The images seen from one side; or None and why there are none: the rest of the page does without."""
     try:
-        maps = [folder / "flex_class001.mrc", Path(recorded(folder).get("read", {}).get("map", folder / "none"))]
+        maps = [folder / map_files("flex")[-1], Path(recorded(folder).get("read", {}).get("map", folder / "none"))]
         found = next((path for path in maps if path.is_file()), None)  # without one, that beside the particles
         consensus = particle_format(particles).read_consensus(particles, map_path=found, mask_path=folder / "mask.mrc")
         kept = folder / "prep.npz"

@@ -1,4 +1,17 @@
-"""Seven functions for notebooks, each a stage of a job in its folder."""
+"""The jobs from Python, for notebooks: seven functions, the same engine, files and parameters as the command line.
+
+    from integration.python import build_mesh, generate, prepare, read_consensus, reconstruct, train, validate
+
+    consensus = read_consensus("Refine3D/job021/run_data.star", mask="MaskCreate/job022/mask.mrc")
+    run = prepare(consensus, "notebook/run1", latent_dims=2, rigidity=4, threads=8)
+    mesh = build_mesh(run)
+    model = train(run)
+    print(validate(run))
+    rigid, flex = reconstruct(run)
+    maps = generate(run, frames=11)
+
+What is done is kept in the run's folder: the same lines again take it from there, after a crash too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +27,7 @@ from flex_job.events import Events
 from flex_job.fsc import FscCurves
 from flex_job.generate import frames as generated
 from flex_job.generate import latent_path
-from flex_job.half_maps import read_halves
+from flex_job.half_maps import map_files, read_halves
 from flex_job.mesh import TetMesh
 from flex_job.model import FlexModel
 from flex_job.problems import InputProblems
@@ -105,7 +118,7 @@ def reconstruct(run: Refinement) -> tuple[Reconstruction, Reconstruction]:
     """Half-maps without motion, and through it, by the same solver."""
     curves = {"rigid": run.half_maps("rigid", None), "flex": run.half_maps("flex", run.models)}
     rigid, flex = (
-        Reconstruction(read_halves(run.folder, kind), read_volume(run.folder / f"{kind}_class001.mrc"), curves[kind])
+        Reconstruction(read_halves(run.folder, kind), read_volume(run.folder / map_files(kind)[-1]), curves[kind])
         for kind in ("rigid", "flex")
     )
     return rigid, flex
@@ -116,7 +129,7 @@ def generate(
 ) -> list[Volume]:
     """Maps at latents `points` (m, K); without them, `frames` of them along one `latent` (1 is the first), from its 5th
     to its 95th percentile. The reconstruction through the motion is moved where there is one, else the model's map."""
-    model, path = run.model, run.folder / "flex_class001.mrc"
+    model, path = run.model, run.folder / map_files("flex")[-1]
     density = read_volume(path) if path.is_file() else model.map
     at = latent_path(model.latents, latent - 1, frames) if points is None else np.atleast_2d(points)
     return list(generated(model, density, at))
