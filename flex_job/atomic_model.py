@@ -20,7 +20,10 @@ from flex_job.files import written_aside
 from flex_job.map_model import read_structure
 from flex_job.volume import Volume
 
-__all__ = ["AtomicModel", "read_atomic_model", "write_atomic_models"]
+__all__ = ["BACKBONE", "AtomicModel", "drawn_atoms", "read_atomic_model", "write_atomic_models"]
+
+BACKBONE = ("CA", "P")
+"""Atoms that stand for a residue."""
 
 BOND_SLACK_A = 0.3  # beyond the sum of two covalent radii
 LONGEST_BOND_A = 2.8
@@ -103,6 +106,23 @@ def read_atomic_model(path: str | Path, map: Volume) -> AtomicModel:
     structure = read_structure(path)
     while len(structure) > 1:
         del structure[1]
+    structure.setup_entities()
+    return _as_arrays(structure, np.array(map.corner_A) + (map.box // 2) * map.pixel_size_A)
+
+
+def drawn_atoms(model: AtomicModel, most: int) -> AtomicModel:
+    """A copy with what a viewer draws: without hydrogens, water and second conformations; where that leaves more than
+    `most` atoms, CA and P alone."""
+    structure = model.structure.clone()
+    structure.remove_hydrogens()
+    structure.remove_waters()
+    structure.remove_alternative_conformations()
+    if structure[0].count_atom_sites() > most:
+        gemmi.Selection(f"//*//{','.join(BACKBONE)}[C,P]").remove_not_selected(structure)
+    return _as_arrays(structure, model.origin_A)
+
+
+def _as_arrays(structure: gemmi.Structure, origin_A: Floats) -> AtomicModel:
     positions, residue, number = [], [], -1
     for chain in structure[0]:
         for group in chain:
@@ -111,9 +131,8 @@ def read_atomic_model(path: str | Path, map: Volume) -> AtomicModel:
                 atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
                 positions.append(atom.pos.tolist())
                 residue.append(number)
-    structure.setup_entities()
-    origin = np.array(map.corner_A) + (map.box // 2) * map.pixel_size_A
-    return AtomicModel(structure, origin, np.array(positions) - origin, np.array(residue, dtype=np.int64))
+    places = np.array(positions, dtype=np.float64).reshape(-1, 3)
+    return AtomicModel(structure, origin_A, places - origin_A, np.array(residue, dtype=np.int64))
 
 
 def write_atomic_models(path: Path, model: AtomicModel, frames: Iterable[Floats]) -> Path:
@@ -121,7 +140,7 @@ def write_atomic_models(path: Path, model: AtomicModel, frames: Iterable[Floats]
     rows = gemmi.MmcifOutputGroups(False)
     rows.atoms = rows.group_pdb = True
     rest = gemmi.MmcifOutputGroups(True)
-    rest.atoms = False
+    rest.atoms = rest.chem_comp = False  # gemmi knows no types of residues, and a list without them hides the polymers
     with written_aside(path) as file:
         for number, positions in enumerate(frames, start=1):
             placed = model.placed(positions, number)

@@ -266,7 +266,9 @@ class ResolutionParameters:
         "", help="MRC masks, separated by commas, in each of which the FSC is computed too, as of a flexible domain"
     )
     model_fsc: str = parameter(
-        "", help="Atomic model in the frame of the map, PDB or mmCIF, to compute the map-model FSC with", file=True
+        "",
+        help="Atomic model in the frame of the map, PDB or mmCIF: for the map-model FSC, and to move in the report",
+        file=True,
     )
     locres_sampling: float = parameter(
         25.0,

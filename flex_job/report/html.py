@@ -85,7 +85,7 @@ def write_html(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.title)}</title><style>{STYLE}{interactive.STYLE}</style></head>\n"
-        f"<body><main>\n{body}\n</main>{interactive.scripts() if moving else ''}</body></html>\n"
+        f"<body><main>\n{body}\n</main>{interactive.scripts(data) if moving else ''}</body></html>\n"
     )
     path.write_text(page, encoding="utf-8")
 

@@ -5,7 +5,6 @@ Python puts the numbers into the page (`moving_section`), plotly draws, assets/m
 
 from __future__ import annotations
 
-import base64
 import json
 from html import escape
 from importlib.resources import files
@@ -17,8 +16,10 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
+from flex_job.report.cartoon import cartoon_content, cartoon_scripts
 from flex_job.report.data import ReportData
-from flex_job.report.moving import MovingSurface, Plane, Trace
+from flex_job.report.moving import MovingAtoms, MovingSurface, Plane
+from flex_job.report.packed import packed
 from flex_job.report.pictures import motion_palette
 from flex_job.report.scene import Scene
 from flex_job.report.surface import sample_at
@@ -31,6 +32,7 @@ STYLE = """
 .moving { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; }
 .moving .plot { height: 320px; min-width: 0; }
 .moving .plot.molecule { background: var(--paper); border-radius: 6px; height: 380px; }
+.moving .plot[hidden] { display: none; } #cartoon { position: relative; overflow: hidden; }
 .moving .controls { display: grid; gap: 8px; align-content: start; }
 .moving label { display: flex; align-items: center; gap: 10px; font-size: 13.5px; color: var(--grey); }
 .moving input[type=range] { flex: 1; min-width: 0; accent-color: var(--flex); height: 28px; }
@@ -48,7 +50,10 @@ CAPTION = (
     "mean square). Numbers: the most central particles of five clusters. Particles near are those whose latents, by "
     "their uncertainty, may lie there; where there are none, the motion is extrapolated and no image shows it."
 )
-TRACED = " The line is the thread of the atomic model (one point a residue), moved as the map around it."
+TRACED = (
+    " The line is the thread of the atomic model (one point a residue), moved as the map around it; alone, the model "
+    "is drawn by Mol*: click on a residue to see its atoms."
+)
 
 
 def moving_section(data: ReportData, scene: Scene) -> str:
@@ -63,12 +68,13 @@ def moving_section(data: ReportData, scene: Scene) -> str:
     )
     colours = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in _per_particle(data))
     shown = '<label>show <select id="moving-shown"><option>map and model</option><option>map</option>'
-    shown = "" if moving.trace is None else f"{shown}<option>model</option></select></label>"
-    caption = CAPTION if moving.trace is None else CAPTION + TRACED
+    shown = "" if moving.atoms is None else f"{shown}<option>model</option></select></label>"
+    cartoon = "" if moving.atoms is None else '<div class="plot molecule" id="cartoon" hidden></div>'
+    caption = CAPTION if moving.atoms is None else CAPTION + TRACED
     pair = f'<label>show <select id="moving-plane">{choices}</select></label>' if len(moving.planes) > 1 else ""
     return (
         '<section class="card" id="moving"><h3>Move it</h3><div class="moving"><div class="plot" id="landscape"></div>'
-        '<div class="plot molecule" id="molecule"></div><div class="controls">'
+        f'<div class="plot molecule" id="molecule"></div>{cartoon}<div class="controls">'
         f'<div class="bar"><button id="moving-play" type="button">Play</button>{pair}{shown}'
         '<label>colour by <select id="moving-colour"><option value="">particles</option>'
         f"{colours}</select></label></div>"
@@ -78,35 +84,40 @@ def moving_section(data: ReportData, scene: Scene) -> str:
     )
 
 
-def scripts() -> str:
+def scripts(data: ReportData) -> str:
     """What the section needs, to stand at the end of the page."""
     own = files("flex_job.report").joinpath("assets/moving.js").read_text(encoding="utf-8")
-    return f"<script>{get_plotlyjs()}</script><script>{own}</script>"
+    cartoon = "" if data.moving is None or data.moving.atoms is None else cartoon_scripts()
+    return f"<script>{get_plotlyjs()}</script>{cartoon}<script>{own}</script>"
 
 
 def _content(data: ReportData, moving: MovingSurface, scene: Scene) -> dict[str, Any]:
-    view, surface = scene.views[0], moving.surface
+    view, surface, atoms = scene.views[0], moving.surface, moving.atoms
     palette = motion_palette(data)
     top = float(np.max(palette.norm.vmax or 1.0))
-    shown = np.zeros(len(surface.points_A)) if data.motion_A is None else sample_at(data.motion_A, surface.points_A)
     seen = (surface.points_A - scene.centre_A) @ view.T
     return {
-        "points": _packed(seen),
-        "faces": _packed(surface.faces, np.int32),
-        "modes": _packed(moving.modes @ view.T),
+        "points": packed(seen),
+        "faces": packed(surface.faces, np.int32),
+        "modes": packed(moving.modes @ view.T),
         "count": len(moving.modes),
-        "colour": _packed(shown),
+        "colour": packed(_motion_at(data, surface.points_A)),
         "top": top,
         "ramp": [[place, to_hex(palette.cmap(place))] for place in np.linspace(0, 1, SHADES).tolist()],
         "span": _span(moving, seen, view).tolist(),
         "planes": [_plane(data, plane) for plane in moving.planes],
-        "trace": None if moving.trace is None else _trace(moving.trace, scene),
+        "thread": None if atoms is None else _thread(atoms, scene),
+        "atoms": None if atoms is None else cartoon_content(atoms, _motion_at(data, atoms.model.positions_A), view),
     }
 
 
-def _trace(trace: Trace, scene: Scene) -> dict[str, str]:
-    view = scene.views[0]
-    return {"points": _packed((trace.points_A - scene.centre_A) @ view.T), "modes": _packed(trace.modes @ view.T)}
+def _thread(atoms: MovingAtoms, scene: Scene) -> dict[str, str]:
+    view, (points_A, modes) = scene.views[0], atoms.thread()
+    return {"points": packed((points_A - scene.centre_A) @ view.T), "modes": packed(modes @ view.T)}
+
+
+def _motion_at(data: ReportData, points_A: NDArray[np.float64]) -> NDArray[np.floating]:
+    return np.zeros(len(points_A)) if data.motion_A is None else sample_at(data.motion_A, points_A)
 
 
 def _span(moving: MovingSurface, seen: NDArray[np.float64], view: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -135,10 +146,10 @@ def _plane(data: ReportData, plane: Plane) -> dict[str, Any]:
     return {
         "latents": [k + 1 for k in plane.latents],
         "values": [values.tolist() for values in plane.values],
-        "amounts": _packed(plane.amounts),
-        "near": _packed(plane.near),
+        "amounts": packed(plane.amounts),
+        "near": packed(plane.near),
         "middles": [((edge[1:] + edge[:-1]) / 2).tolist() for edge in edges],
-        "maps": {name: _packed(found) for name, found in maps.items()},
+        "maps": {name: packed(found) for name, found in maps.items()},
         "median": np.median(at, axis=0).tolist(),
         "clusters": [] if data.cluster_centres is None else data.cluster_centres[:, list(plane.latents)].tolist(),
     }
@@ -152,8 +163,3 @@ def _per_particle(data: ReportData) -> dict[str, NDArray[np.floating]]:
     if data.gains is not None:
         found["likelihood gain"] = data.gains
     return found
-
-
-def _packed(values: NDArray[Any], kind: type = np.float32) -> str:
-    """Numbers in C order, little-endian, as base64."""
-    return base64.b64encode(np.ascontiguousarray(values, dtype=np.dtype(kind).newbyteorder("<")).tobytes()).decode()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
-from flex_job.atomic_model import AtomicModel
+from flex_job.atomic_model import BACKBONE, AtomicModel, drawn_atoms
 from flex_job.generate import support
 from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
@@ -22,7 +22,7 @@ from flex_job.report.scene import within_mask
 from flex_job.report.surface import Surface, isosurface
 from flex_job.volume import Volume
 
-__all__ = ["MovingSurface", "Plane", "Trace", "coarse_surface", "moving_surface"]
+__all__ = ["MovingAtoms", "MovingSurface", "Plane", "coarse_surface", "moving_surface"]
 
 MOST_POINTS = 9000  # of the surface: what a phone redraws several times a second
 FIRST_SIDE, LARGEST_SIDE = 50, 100  # voxels along the molecule that it is contoured from
@@ -30,7 +30,7 @@ LEFT_OUT = 0.01  # of the displacements' mean square, by the modes that are not 
 MOST_MODES = 16
 SAMPLE = 400  # particles that the modes are found from
 STEPS = 21  # of a grid along each latent
-BACKBONE = ("CA", "P")  # atoms that stand for a residue
+MOST_ATOMS = 30_000  # that a page draws
 RANGE = (0.5, 99.5)  # percentiles of a latent that the grid spans
 
 
@@ -46,23 +46,35 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """The thread of an atomic model: `points_A` (m, 3), one for each residue, NaN between chains, and `modes` (M, m, 3)
-    there."""
+class MovingAtoms:
+    """The n atoms of `model`, and the `modes` (M, n, 3) there."""
 
-    points_A: NDArray[np.float32]
+    model: AtomicModel
     modes: NDArray[np.float32]
+
+    def thread(self) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Points (m, 3), angstroms, one for each residue that has one of the atoms that a chain is drawn by, and the
+        modes (M, m, 3) there; NaN between chains."""
+        backbone = [
+            (number, chain.name)
+            for number, (chain, _, atom) in enumerate(self.model.walk())
+            if atom.name in BACKBONE and not atom.element.is_metal
+        ]
+        numbers = np.array([number for number, _ in backbone], dtype=np.int64)
+        breaks = [n for n in range(1, len(backbone)) if backbone[n][1] != backbone[n - 1][1]]
+        points, modes = self.model.positions_A[numbers], self.modes[:, numbers]
+        return np.insert(points, breaks, np.nan, axis=-2), np.insert(modes, breaks, np.nan, axis=-2)
 
 
 @dataclass(frozen=True)
 class MovingSurface:
     """`surface` is where all displacements are zero; `modes` (M, N, 3) the U_m at its N points, A; `planes` each pair
-    of the latents that spread most, or the only one; `trace` that of an atomic model, where there is one."""
+    of the latents that spread most, or the only one; `atoms` those of an atomic model, where there is one."""
 
     surface: Surface
     modes: NDArray[np.float32]
     planes: tuple[Plane, ...]
-    trace: Trace | None = None
+    atoms: MovingAtoms | None = None
 
 
 def moving_surface(
@@ -74,16 +86,17 @@ def moving_surface(
     if surface is None:
         return None
     sample = np.random.default_rng(0).permutation(len(model.latents))[:SAMPLE]
-    fields = model.displacement(model.latents[sample]).reshape(len(sample), -1).astype(np.float64)
-    _, size, modes = np.linalg.svd(fields, full_matrices=False)
+    sampled = model.displacement(model.latents[sample]).reshape(len(sample), -1).astype(np.float64)
+    _, size, modes = np.linalg.svd(sampled, full_matrices=False)
     left = 1 - np.cumsum(size**2) / max(float((size**2).sum()), 1e-12)
     modes = modes[: min(int(np.argmax(left < LEFT_OUT**2)) + 1, MOST_MODES)]
-    trace = None if atoms is None else _trace(model, modes, atoms)
+    fields = modes.reshape(len(modes), -1, 3)
+    placed = None if atoms is None else _moving_atoms(model, fields, atoms)
     shown = shown_latents(model.latents)
     pairs: list[tuple[int, ...]] = [*combinations(shown, 2)] or [tuple(shown)]
     planes = tuple(_plane(model, pair, modes) for pair in pairs)
-    at_points = MeshPoints.at(model.mesh, surface.points_A).carried(modes.reshape(len(modes), -1, 3))
-    return MovingSurface(surface, at_points.astype(np.float32), planes, trace)
+    at_points = MeshPoints.at(model.mesh, surface.points_A).carried(fields)
+    return MovingSurface(surface, at_points.astype(np.float32), planes, placed)
 
 
 def coarse_surface(density: Volume, mask: Volume | None) -> Surface | None:
@@ -104,16 +117,11 @@ def coarse_surface(density: Volume, mask: Volume | None) -> Surface | None:
     return surface
 
 
-def _trace(model: FlexModel, modes: NDArray[np.float64], atoms: AtomicModel) -> Trace:
-    """Of the atoms that a chain is drawn by; a residue that has none of them is left out."""
-    backbone = [(number, chain.name) for number, (chain, _, atom) in enumerate(atoms.walk()) if atom.name in BACKBONE]
-    numbers = np.array([number for number, _ in backbone], dtype=np.int64)
-    _, first = np.unique(atoms.residue[numbers], return_index=True)  # of alternative places
-    points, chains = atoms.positions_A[numbers[first]], [backbone[place][1] for place in first]
-    breaks = [n for n in range(1, len(chains)) if chains[n] != chains[n - 1]]
-    carried = MeshPoints.at(model.mesh, points).carried(modes.reshape(len(modes), -1, 3))
-    at_rest, bent = (np.insert(each, breaks, np.nan, axis=-2) for each in (points, carried))
-    return Trace(at_rest.astype(np.float32), bent.astype(np.float32))
+def _moving_atoms(model: FlexModel, modes: NDArray[np.float64], atoms: AtomicModel) -> MovingAtoms | None:
+    drawn = drawn_atoms(atoms, MOST_ATOMS)
+    if not len(drawn):
+        return None
+    return MovingAtoms(drawn, MeshPoints.at(model.mesh, drawn.positions_A).carried(modes).astype(np.float32))
 
 
 def _plane(model: FlexModel, latents: tuple[int, ...], modes: NDArray[np.float64]) -> Plane:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from browser.conftest import open_page
 from engine.report_data import full_data, moving_model, two_chains
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from flex_job.report import write_report
@@ -142,9 +144,31 @@ def test_the_model_moves_with_the_map_or_alone(report: tuple[int, Page]):
     set_slider(page, 1, 1.0)
     page.wait_for_function(f"(before) => {thread}.some((x, p) => Math.abs(x - before[p]) > 0.1)", arg=rest)
     visible = "document.getElementById('molecule').data.map((trace) => trace.visible !== false)"
-    for choice, expected in (("model", [False, True]), ("map", [True, False]), ("map and model", [True, True])):
+    for choice, expected in (("map", [True, False]), ("map and model", [True, True])):
         page.select_option("#moving-shown", choice)
         assert page.evaluate(visible) == expected
+
+
+def test_the_model_alone_is_a_cartoon_that_follows_the_sliders(report: tuple[int, Page]):
+    """In Mol*: its canvas shows something, something else at the other end, and the same again."""
+    latents, page = report
+    if latents == 1:
+        assert not page.locator("#cartoon").count() and not page.locator("#molstar-js").count()
+        return
+    set_slider(page, 1, 0.0)
+    page.select_option("#moving-shown", "model")
+    page.wait_for_selector("#cartoon canvas")
+    assert not page.locator("#molecule").is_visible()
+    drawn = []
+    for share in (0.0, 1.0, 0.0, 1.0):
+        set_slider(page, 1, share)
+        page.wait_for_timeout(1500)
+        drawn.append(page.locator("#cartoon canvas").screenshot())
+    colours = [len(Image.open(io.BytesIO(each)).convert("RGB").getcolors(1 << 20)) for each in drawn]
+    assert min(colours) > 50
+    assert drawn[0] == drawn[2] != drawn[1] == drawn[3]
+    page.select_option("#moving-shown", "map and model")
+    assert page.locator("#molecule").is_visible() and not page.locator("#cartoon").is_visible()
 
 
 def test_print_leaves_the_moving_part_out(report: tuple[int, Page]):

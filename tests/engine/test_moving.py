@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import gemmi
 import numpy as np
 import pytest
 from engine.report_data import full_data, moving_model, two_chains
 
+from flex_job.atomic_model import drawn_atoms
 from flex_job.mesh.locate import locate
+from flex_job.report import cartoon
+from flex_job.report.cartoon import cartoon_content
 from flex_job.report.interactive import moving_section, scripts
 from flex_job.report.moving import MOST_POINTS, STEPS, moving_surface
 from flex_job.report.scene import build_scene
@@ -44,7 +52,7 @@ def test_the_thread_of_an_atomic_model_moves_with_the_map(case, tmp_path):
     """One point a residue, a gap between the chains, each moved as the mesh moves it there."""
     data, model, _ = case
     moving = moving_surface(model, data.flex_map, data.mask, two_chains(data, tmp_path / "two.pdb"))
-    points, modes = moving.trace.points_A, moving.trace.modes
+    points, modes = moving.atoms.thread()
     assert np.isnan(points[5]).all() and np.isnan(modes[:, 5]).all() and len(points) == 11
     there = np.isfinite(points[:, 0])
     assert np.allclose(points[there][:, 0], [-8, -4, 0, 4, 8] * 2) and np.allclose(
@@ -60,6 +68,45 @@ def test_the_thread_of_an_atomic_model_moves_with_the_map(case, tmp_path):
     assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
     section = moving_section(replace(data, moving=moving), build_scene(data))
     assert 'id="moving-shown"' in section and "thread of the atomic model" in section
+
+
+def test_the_cartoon_stands_in_the_frame_of_the_models_file(case, tmp_path):
+    """Atoms where the file has them, in the order of the numbers beside them, the motion as B-factors, residues' types
+    not said (a list without them would hide the polymers from Mol*)."""
+    data, model, _ = case
+    atoms = two_chains(data, tmp_path / "two.pdb")
+    moving = moving_surface(model, data.flex_map, data.mask, atoms)
+    motion = np.linspace(1, 5, len(atoms))
+    content = cartoon_content(moving.atoms, motion, np.eye(3))
+    block = gemmi.cif.read_string(gzip.decompress(base64.b64decode(content["cif"])).decode()).sole_block()
+    structure = gemmi.make_structure_from_block(block)
+    file = gemmi.read_structure(str(tmp_path / "two.pdb"))
+    for found in (structure, file):
+        assert found[0].count_atom_sites() == len(atoms) == 20
+    at = [[*site.atom.pos.tolist(), site.atom.b_iso] for site in structure[0].all()]
+    points = np.frombuffer(base64.b64decode(content["points"]), "<f4").reshape(-1, 3)
+    assert np.allclose(points, [site.atom.pos.tolist() for site in file[0].all()], atol=1e-3)
+    assert np.allclose(at, np.column_stack([points, motion]), atol=2e-3)
+    assert not block.find_loop("_chem_comp.id") and block.find_loop("_entity_poly.entity_id")
+
+
+def test_a_large_model_is_drawn_by_its_chains_alone(case, tmp_path):
+    """And never by hydrogens, water, second conformations."""
+    data = case[0]
+    atoms = two_chains(data, tmp_path / "two.pdb")
+    chain = atoms.structure[0]["A"]
+    chain[0].add_atom(chain[0][0], 1).altloc = "B"
+    chain[0][0].altloc = "A"
+    for number, name, element, residue in ((90, "H", "H", "ALA"), (91, "O", "O", "HOH"), (92, "CA", "Ca", "CA")):
+        atom, group = gemmi.Atom(), gemmi.Residue()
+        atom.name, atom.element = name, gemmi.Element(element)
+        group.name, group.seqid = residue, gemmi.SeqId(number, " ")
+        group.add_atom(atom)
+        chain.add_residue(group)
+    names = [atom.name for _, _, atom in drawn_atoms(atoms, 21).walk()]
+    assert names == ["N", "CA"] * 5 + ["CA"] + ["N", "CA"] * 5
+    few = drawn_atoms(atoms, 20)
+    assert [atom.element.name for _, _, atom in few.walk()] == ["C"] * 10 and len(few.positions_A) == 10
 
 
 def test_planes_are_the_pairs_and_hold_the_particles(case):
@@ -97,4 +144,13 @@ def test_the_page_holds_the_numbers_and_nothing_from_elsewhere(case):
     assert set(content["planes"][0]["maps"]) == {"", "uncertainty", "likelihood gain"}
     assert ('id="moving-plane"' in section) == (len(moving.planes) > 1)
     assert "</script" not in json.dumps(content)
-    assert "src=" not in scripts()[:200] and scripts().count("<script") >= 2
+    text = scripts(data)
+    assert "src=" not in text[:200] and text.count("<script") >= 2 and "molstar-js" not in text  # there is no model
+
+
+def test_mol_star_is_what_its_makers_built():
+    folder = Path(cartoon.__file__).parent / "assets/molstar"
+    told = re.findall(r"([0-9a-f]{64})  (\S+)", (folder / "README.md").read_text())
+    assert [name for _, name in told] == list(cartoon.PARTS)
+    for digest, name in told:
+        assert hashlib.sha256(gzip.decompress((folder / f"{name}.gz").read_bytes())).hexdigest() == digest

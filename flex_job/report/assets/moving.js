@@ -11,7 +11,7 @@
   }
   const floats = (text) => new Float32Array(bytes(text));
   const body = (part) => ({ points: floats(part.points), modes: floats(part.modes) });
-  const surface = body(data), trace = data.trace && body(data.trace);
+  const surface = body(data), thread = data.thread && body(data.thread), atoms = data.atoms && body(data.atoms);
   const faces = new Int32Array(bytes(data.faces));
   const planes = data.planes.map((plane) => ({
     ...plane,
@@ -19,7 +19,7 @@
     near: floats(plane.near),
     maps: Object.fromEntries(Object.entries(plane.maps).map(([name, text]) => [name, floats(text)])),
   }));
-  const state = { plane: 0, at: planes[0].median.slice(), colour: "", playing: null };
+  const state = { plane: 0, at: planes[0].median.slice(), colour: "", playing: null, cartoon: null };
   const plane = () => planes[state.plane];
 
   // linear along each latent, between the points of the grid; `width` numbers at each
@@ -57,7 +57,7 @@
 
   function drawMolecule() {
     const column = (offset) => Int32Array.from({ length: faces.length / 3 }, (_, f) => faces[3 * f + offset]);
-    const [x, y, z] = moved(surface), thread = trace ? moved(trace) : null;
+    const [x, y, z] = moved(surface), line = thread && moved(thread);
     const axis = (a) => ({ visible: false, range: data.span[a] });
     const sides = data.span.map(([low, high]) => high - low), largest = Math.max(...sides);
     const { width, height } = get("molecule").getBoundingClientRect(); // the camera's angle spans the height
@@ -71,9 +71,9 @@
         title: { text: "moves by, Å", side: "top" }, orientation: "h", thickness: 8, len: 0.5, x: 0.02, xanchor: "left", y: 0.01, yanchor: "bottom",
         outlinewidth: 0, nticks: 4,
       },
-      opacity: trace ? SEE_THROUGH : 1,
-    }, ...(trace ? [{
-      type: "scatter3d", mode: "lines", x: thread[0], y: thread[1], z: thread[2], hoverinfo: "skip", showlegend: false,
+      opacity: thread ? SEE_THROUGH : 1,
+    }, ...(thread ? [{
+      type: "scatter3d", mode: "lines", x: line[0], y: line[1], z: line[2], hoverinfo: "skip", showlegend: false,
       line: { color: "#0072b2", width: 4 }, connectgaps: false,
     }] : [])], {
       margin: { l: 0, r: 0, t: 0, b: 0 }, font, paper_bgcolor: "rgba(0,0,0,0)", uirevision: "kept",
@@ -146,14 +146,39 @@
     }));
   }
 
+  let cartoon = null; // once it was asked for: a promise of what moves it
+  async function choose(choice) {
+    const alone = choice === "model";
+    get("molecule").hidden = alone;
+    get("cartoon").hidden = !alone;
+    state.cartoon = null;
+    if (alone) {
+      cartoon = cartoon || drawCartoon(get("cartoon"), data.atoms, data.ramp, data.top, moved(atoms));
+      try {
+        state.cartoon = await cartoon;
+      } catch (error) {
+        get("cartoon").textContent = "This browser cannot draw the model; it is in the map too.";
+        console.warn(`cartoon: ${error.message}`);
+      }
+    } else {
+      const model = choice.includes("model");
+      Plotly.restyle("molecule", { visible: [true, model], opacity: [model ? SEE_THROUGH : 1, 1] });
+    }
+    show();
+  }
+
   let waiting = false;
   function show() {
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      const bodies = [surface, ...(trace ? [trace] : [])].map(moved);
-      Plotly.restyle("molecule", { x: bodies.map((b) => b[0]), y: bodies.map((b) => b[1]), z: bodies.map((b) => b[2]) });
+      if (state.cartoon) {
+        state.cartoon(moved(atoms));
+      } else {
+        const bodies = [surface, ...(thread ? [thread] : [])].map(moved);
+        Plotly.restyle("molecule", { x: bodies.map((b) => b[0]), y: bodies.map((b) => b[1]), z: bodies.map((b) => b[2]) });
+      }
       Plotly.relayout("landscape", { shapes: lines() });
       plane().latents.forEach((number, axis) => { get(`moving-latent-${number}`).value = state.at[axis]; });
       const near = interpolated(plane().near, 1)[0], told = get("moving-told");
@@ -200,10 +225,7 @@
     get("moving-play").addEventListener("click", () => (state.playing === null ? play() : stop()));
     get("moving-colour").addEventListener("change", (event) => { state.colour = event.target.value; drawLandscape(); });
     const shown = get("moving-shown");
-    if (shown) shown.addEventListener("change", () => {
-      const map = shown.value.includes("map"), model = shown.value.includes("model");
-      Plotly.restyle("molecule", { visible: [map, model], opacity: [model ? SEE_THROUGH : 1, 1] });
-    });
+    if (shown) shown.addEventListener("change", () => choose(shown.value));
     const choice = get("moving-plane");
     if (choice) choice.addEventListener("change", () => {
       stop();
