@@ -24,11 +24,11 @@ from flex_job.latent_paths import LatentSeries
 from flex_job.model import FlexModel
 from flex_job.model_series import ModelSeries
 from flex_job.operator import MASK_LEVEL, voxel_domain
-from flex_job.report.movie import draw_movie, ffmpeg, write_gif, write_mp4
+from flex_job.report.movie import Movie, draw_movie, ffmpeg, write_gif, write_mp4
 from flex_job.volume import Volume, write_volume
 from job_specs.parameters import GenerateParameters
 
-__all__ = ["FramesWriter"]
+__all__ = ["FramesWriter", "motion_movie"]
 
 MOVIE_BOX = 128  # what the movie's surface is contoured from at most
 TOLD_FRAMES = 10
@@ -144,19 +144,16 @@ class FramesWriter:
 
     def _views(self) -> None:
         """The script for ChimeraX, and the movie."""
-        mask = np.clip(fourier_resize(self.model.support, self.density.box).data, 0, 1)
-        dense = Volume(self.density.data * mask, self.density.pixel_size_A)
-        positive = dense.data[dense.data > 0]
-        if not len(positive):
+        found = _contoured(self.model, self.density)
+        if found is None:
             return
-        level, models = float(threshold_otsu(positive)), ("", "", 0.0)
+        (dense, level), models = found, ("", "", 0.0)
         if self.atoms is not None:
             models = ("frames.cif", "motion.defattr", float(self.atoms.motion_rms().max()))
         write_script(self.folder / self._new("series.cxc"), len(self.names), level, *models)
         if not self.wanted.movie or len(self.names) < 2:
             return
-        small = on_grid(dense, min(dense.box, MOVIE_BOX))
-        movie = draw_movie(self.model, small, level, self.series, (~self.supported.missing).tolist())
+        movie = _movie(self.model, dense, level, self.series, self.supported)
         if movie is None:
             return
         write_gif(self.folder / self._new("series.gif"), movie)
@@ -169,6 +166,24 @@ class FramesWriter:
             self._new("series.mp4")
         except (OSError, ValueError) as error:
             self.events.message(f"series.mp4 is left out: {error}")
+
+
+def motion_movie(model: FlexModel, density: Volume, series: LatentSeries) -> Movie | None:
+    """The movie of `series` alone; None where `density` has no surface."""
+    found = _contoured(model, density)
+    return None if found is None else _movie(model, *found, series, support(model, series.points))
+
+
+def _contoured(model: FlexModel, density: Volume) -> tuple[Volume, float] | None:
+    """The density within the model's mask, and the level that it is shown at; None where it is nowhere positive."""
+    mask = np.clip(fourier_resize(model.support, density.box).data, 0, 1)
+    dense = Volume(density.data * mask, density.pixel_size_A)
+    positive = dense.data[dense.data > 0]
+    return (dense, float(threshold_otsu(positive))) if len(positive) else None
+
+
+def _movie(model: FlexModel, dense: Volume, level: float, series: LatentSeries, found: Support) -> Movie | None:
+    return draw_movie(model, on_grid(dense, min(dense.box, MOVIE_BOX)), level, series, (~found.missing).tolist())
 
 
 def write_points(path: Path, names: Sequence[str], points: NDArray[np.floating], found: Support) -> None:

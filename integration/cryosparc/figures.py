@@ -1,19 +1,28 @@
-"""The two figures of the event log: FSC curves without and with motion, and the landscape of the latents."""
+"""The figures of the event log: FSC curves without and with motion, the landscape of the latents, a movie."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
+from flex_job.half_maps import map_files
+from flex_job.latent_paths import latent_series
 from flex_job.refine import RefineResult
 from flex_job.report.data import ReportData
+from flex_job.report.movie import write_gif
 from flex_job.report.panels_fsc import draw_fsc
 from flex_job.report.panels_latents import draw_latents
+from flex_job.series import motion_movie
+from flex_job.volume import read_volume
 
 __all__ = ["result_figures"]
 
+FRAMES = 10
 
-def result_figures(result: RefineResult) -> list[tuple[str, Figure]]:
-    """(caption, figure) of each."""
+
+def result_figures(result: RefineResult, folder: Path) -> list[tuple[str, Figure | Path]]:
+    """(caption, figure or picture's file) of each. Writes motion.gif to the job's folder."""
     data = ReportData(
         title="Flexible refinement",
         latents=result.model.latents,
@@ -25,4 +34,12 @@ def result_figures(result: RefineResult) -> list[tuple[str, Figure]]:
     draw_fsc(curves, data)
     draw_latents(landscape, data)
     resolution = f"{result.rigid.resolution_text()} without motion, {result.flex.resolution_text()} with it"
-    return [(f"FSC of the half-maps: {resolution}", curves), ("Latents of the particles", landscape)]
+    figures: list[tuple[str, Figure | Path]] = [
+        (f"FSC of the half-maps: {resolution}", curves),
+        ("Latents of the particles", landscape),
+    ]
+    series = latent_series(result.model, "latents", FRAMES, clusters=1, seed=0)
+    movie = motion_movie(result.model, read_volume(folder / map_files("flex")[-1]), series)
+    if movie is not None:
+        figures.append(("The motion along each latent", write_gif(folder / "motion.gif", movie)))
+    return figures

@@ -81,7 +81,7 @@ def _work(
         group.leave()
         return _why_stopped(host, events.out_of_time)
     if job:
-        for caption, figure in result_figures(result):
+        for caption, figure in result_figures(result, folder):
             job.show(caption, figure)
         model = result.model
         records = with_latents(

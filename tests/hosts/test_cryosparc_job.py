@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from hosts.cryosparc_project import CsProject, convert
 from hosts.cryosparc_server import EMAIL, LICENSE, PASSWORD, TOKEN, Instance, Job, Refused, serve
+from PIL import Image
 
 import integration.cryosparc.work
 from flex_job.consensus import Consensus
@@ -182,7 +184,7 @@ def refined(
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them takes a second."""
-    monkeypatch.setattr(integration.cryosparc.work, "result_figures", lambda result: [])
+    monkeypatch.setattr(integration.cryosparc.work, "result_figures", lambda result, folder: [])
 
 
 def made(instance: Instance) -> Job:
@@ -239,9 +241,12 @@ def test_a_whole_run(instance: Instance, project: CsProject, major: int, refined
         assert [line for line in lines if line.startswith(f"stage {number}: ")] == [f"stage {number}: done in 0 s"]
     status = status_of(folder)
     assert status is not None and status.state == "done"
-    curves, latents = [event for event in job.events if event["images"]]
+    curves, latents, movie = [event for event in job.events if event["images"]]
     assert curves["text"].startswith("FSC of the half-maps") and latents["text"] == "Latents of the particles"
     assert instance.assets[curves["images"][0]["fileid"]][1].startswith(b"\x89PNG")
+    assert movie["text"] == "The motion along each latent" and len(movie["images"]) == 1
+    kept = instance.assets[movie["images"][0]["fileid"]][1]
+    assert kept == (folder / "motion.gif").read_bytes() and Image.open(io.BytesIO(kept)).n_frames == 18  # 10 and back
 
     written = read_cs(folder / "particles.cs")
     assert np.array_equal(written["uid"], project.main["uid"]) and "blob/path" in written
