@@ -6,6 +6,7 @@ voxel box // 2.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,14 @@ class AtomicModel:
         bound &= ~across | in_line | (sulphur[first] & sulphur[second]) | other_kind[first] | other_kind[second]
         return np.sort(np.stack([first[bound], second[bound]], axis=1), axis=1)
 
+    @cached_property
+    def first_conformation(self) -> NDArray[np.int64]:
+        """Numbers of the atoms but those that are further conformations of one before."""
+        first: dict[tuple[int, str], int] = {}
+        for place, (number, (_, _, atom)) in enumerate(zip(self.residue.tolist(), self.walk(), strict=True)):
+            first.setdefault((number, atom.name), place)
+        return np.array(sorted(first.values()), dtype=np.int64)
+
     def walk(self) -> Iterable[tuple[gemmi.Chain, gemmi.Residue, gemmi.Atom]]:
         """Chain, residue and atom, in the order of the arrays."""
         for chain in self.structure[0]:
@@ -106,8 +115,20 @@ def read_atomic_model(path: str | Path, map: Volume) -> AtomicModel:
     structure = read_structure(path)
     while len(structure) > 1:
         del structure[1]
+    _name_chains(structure[0])
     structure.setup_entities()
+    if any(residue.label_seq is None for chain in structure[0] for residue in chain.get_polymer()):
+        structure.assign_label_seq_id(True)  # else ChimeraX takes residues that differ by insertion code alone for one
     return _as_arrays(structure, np.array(map.corner_A) + (map.box // 2) * map.pixel_size_A)
+
+
+def _name_chains(model: gemmi.Model) -> None:
+    """Chains of PDB files may be nameless, which mmCIF and viewers do not know."""
+    names = {chain.name for chain in model}
+    free = (letter for letter in string.ascii_uppercase if letter not in names)
+    for chain in model:
+        if not chain.name.strip():
+            chain.name = next(free, "A")
 
 
 def drawn_atoms(model: AtomicModel, most: int) -> AtomicModel:

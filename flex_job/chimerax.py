@@ -1,11 +1,15 @@
-"""A script for ChimeraX that opens a series of maps, with its atomic models, and plays both back and forth.
+"""A script for ChimeraX that opens a series of maps, with its atomic models, and plays both back and forth, in step.
 
 Commands as in ChimeraX's user guide: open, volume, vseries, coordset, color byattribute, view. A script runs in its
-own folder, so files are named without theirs.
+own folder, so files are named without theirs. Models get numbers that a session hardly has yet. The maps oscillate with
+each end shown once and coordinate sets bounce with each end shown twice, so models come as a loop that goes there and
+back by itself.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -20,49 +24,65 @@ __all__ = ["ATTRIBUTE", "write_attribute", "write_script"]
 ATTRIBUTE = "motion_rms_A"
 PALETTE = ":".join(MOTION_RAMP)
 PAUSE = 6  # pictures of the screen per frame
+MAPS, MODELS = "#101", "#102"
+SHADES = 100
 
 
 def write_script(
-    path: Path, frames: int, level: float, models: str = "", attribute: str = "", largest_A: float = 0.0
+    path: Path, frames: int, level: float, models: str = "", attribute: str = "", largest_A: float = 0.0, loop: str = ""
 ) -> Path:
-    """`frames` maps frame_*.mrc contoured at `level`; the trajectory `models` coloured by the file `attribute` from 0
-    to `largest_A`, where there is one."""
+    """`frames` maps frame_*.mrc contoured at `level`; the first of `models` coloured by the file `attribute` from 0 to
+    `largest_A`, where there is one, and moved as the trajectory `loop` has it, there and back."""
+    plays = frames > 1
     lines = [
         "# maps and models along the motion; open it in ChimeraX, or drop it on its window",
         "set bgColor white",
         "graphics silhouettes true",
         "lighting soft",
-        "open frame_*.mrc vseries true" if frames > 1 else "open frame_*.mrc",
-        f"volume #1 style surface level {level:.6g} color #8fb3cf step 1",
+        f"close {MAPS},{MODELS[1:]}",  # of another time
+        f"open frame_*.mrc{' vseries true' if plays else ''} id {MAPS[1:]}",
+        f"volume {MAPS} style surface level {level:.6g} color #8fb3cf step 1",
     ]
     if models:
         lines += [
-            f"open {models} id 2" + (" coordsets true" if frames > 1 else ""),
-            "transparency #1 60 target s",
+            f"open {models} maxModels 1 id {MODELS[1:]}",
+            f"altlocs clean {MODELS}",  # second conformations would stand still
+            *([f"open {loop} structureModel {MODELS}"] if plays else []),
+            f"transparency {MAPS} 60 target s",
             f"open {attribute}",
-            "hide #2 atoms",
-            "show #2 cartoons",
-            f"color byattribute r:{ATTRIBUTE} #2 palette {PALETTE} range 0,{max(largest_A, 0.1):.4g} target abc",
+            f"hide {MODELS} atoms",
+            f"show {MODELS} cartoons",
+            f"show {MODELS} & ligand atoms",
+            f"color byattribute r:{ATTRIBUTE} {MODELS} palette {PALETTE} range 0,{max(largest_A, 0.1):.4g} target ac",
         ]
     lines += ["view"]
-    if frames > 1:
+    if plays:
         lines.append(
-            f"vseries play #1 direction oscillate loop true normalize false pauseFrames {PAUSE} cacheFrames {frames}"
+            f"vseries play {MAPS} direction oscillate startTime 0 loop true normalize false pauseFrames {PAUSE} "
+            f"cacheFrames {frames}"
         )
-    if models and frames > 1:
-        lines.append(f"coordset #2 1,{frames} pauseFrames {PAUSE} loop 1000 bounce true")
+    if models and plays:
+        lines.append(f"coordset {MODELS} 1,{2 * frames - 2} pauseFrames {PAUSE} loop 1000000")
     with written_aside(path) as file:
         file.write("\n".join([*lines, ""]).encode())
     return path
 
 
 def write_attribute(path: Path, model: AtomicModel, values: NDArray[np.floating]) -> Path:
-    """An attribute file with `values` (R,), one per residue."""
-    lines = [f"attribute: {ATTRIBUTE}", "recipient: residues"]
-    rows: dict[str, float] = {}
+    """An attribute file with `values` (R,), one per residue, to a hundredth of the largest: ChimeraX looks through all
+    atoms for each line."""
+    rows: dict[tuple[str, str], float] = {}
     for number, (chain, residue, _) in zip(model.residue.tolist(), model.walk(), strict=True):
-        rows.setdefault(f"/{chain.name}:{residue.seqid.num}{residue.seqid.icode.strip()}", float(values[number]))
-    lines += [f"\t{place}\t{value:.3f}" for place, value in rows.items()]
+        place = re.sub(r"\W", "?", chain.name, flags=re.ASCII), f"{residue.seqid.num}{residue.seqid.icode.strip()}"
+        rows.setdefault(place, float(values[number]))
+    step = max(float(np.max(values)) / SHADES, 1e-3)
+    shades: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for (chain_name, residue_name), value in rows.items():
+        shades[round(value / step)][chain_name].append(residue_name)
+    lines = [f"attribute: {ATTRIBUTE}", "recipient: residues"]
+    for shade in sorted(shades):
+        places = "".join(f"/{name}:{','.join(numbers)}" for name, numbers in shades[shade].items())
+        lines.append(f"\t{MODELS}{places}\t{shade * step:.3f}")
     with written_aside(path) as file:
         file.write("\n".join([*lines, ""]).encode())
     return path

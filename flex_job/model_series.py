@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flex_job.atom_motion import RigidResidues, taken_back
 from flex_job.atomic_model import AtomicModel, write_atomic_models
+from flex_job.dcd import there_and_back
 from flex_job.files import write_csv
 from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
@@ -64,15 +65,18 @@ class ModelSeries:
         return np.sqrt(sums / np.bincount(self.model.residue))
 
     def write(self, folder: Path, names: Sequence[str], points: NDArray[np.floating], each: bool) -> None:
-        """frames.cif, and with `each` a file per frame: `names` with .cif for .mrc."""
+        """frames.cif, series.dcd with the same there and back (one conformation of each atom), and with `each` a file
+        per frame: `names` with .cif for .mrc."""
+        with there_and_back(folder / "series.dcd") as show:
 
-        def written() -> Iterator[Floats]:
-            for name, placed in zip(names, self.frames(points), strict=True):
-                if each:
-                    write_atomic_models(folder / Path(name).with_suffix(".cif"), self.model, [placed])
-                yield placed
+            def written() -> Iterator[Floats]:
+                for name, placed in zip(names, self.frames(points), strict=True):
+                    if each:
+                        write_atomic_models(folder / Path(name).with_suffix(".cif"), self.model, [placed])
+                    show((placed + self.model.origin_A)[self.model.first_conformation])
+                    yield placed
 
-        write_atomic_models(folder / "frames.cif", self.model, written())
+            write_atomic_models(folder / "frames.cif", self.model, written())
 
     def write_geometry(self, path: Path, names: Sequence[str]) -> None:
         """CSV: a row for each frame."""

@@ -34,7 +34,7 @@ MOVIE_BOX = 128  # what the movie's surface is contoured from at most
 TOLD_FRAMES = 10
 OURS = re.compile(
     r"frame_\d+\.(mrc|cif)|frames\.(cif|zip)|canonical\.cif|geometry\.csv|motion\.defattr|deformation(_\d+\.vtu|\.pvd)|"
-    r"displacement_\d+_[xyz]\.mrc|series\.(cxc|gif|mp4)"
+    r"displacement_\d+_[xyz]\.mrc|series\.(cxc|dcd|gif|mp4)"
 )
 """What a series may consist of, beside latents.csv; what an earlier run left of it is removed."""
 
@@ -135,6 +135,7 @@ class FramesWriter:
             write_atomic_models(self.folder / self._new("canonical.cif"), atoms.model, [atoms.canonical()])
         atoms.write(self.folder, self.names, self.series.points, self.wanted.model_files)
         self._new("frames.cif")
+        self._new("series.dcd")
         if self.wanted.model_files:
             self.written += [f"{name[:-4]}.cif" for name in self.names]
         atoms.write_geometry(self.folder / self._new("geometry.csv"), self.names)
@@ -147,9 +148,9 @@ class FramesWriter:
         found = _contoured(self.model, self.density)
         if found is None:
             return
-        (dense, level), models = found, ("", "", 0.0)
+        (dense, level), models = found, ("", "", 0.0, "")
         if self.atoms is not None:
-            models = ("frames.cif", "motion.defattr", float(self.atoms.motion_rms().max()))
+            models = ("frames.cif", "motion.defattr", float(self.atoms.motion_rms().max()), "series.dcd")
         write_script(self.folder / self._new("series.cxc"), len(self.names), level, *models)
         if not self.wanted.movie or len(self.names) < 2:
             return

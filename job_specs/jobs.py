@@ -176,6 +176,12 @@ JOBS: dict[str, JobSpec] = {
                     "How bond lengths and torsions of the model change, per frame",
                     optional=True,
                 ),
+                Output(
+                    "series.dcd",
+                    "report",
+                    "The same there and back as a trajectory, one conformation of each atom",
+                    optional=True,
+                ),
                 Output("series.cxc", "report", "Script that opens and plays all this in ChimeraX", True),
                 Output(
                     "motion.defattr",

@@ -16,12 +16,14 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 import torch
 from numerics.conftest import box_mesh
 from numpy.typing import NDArray
 from PIL import Image
 
-from flex_job.atomic_model import read_atomic_model
+from flex_job.atomic_model import read_atomic_model, write_atomic_models
+from flex_job.chimerax import write_attribute
 from flex_job.events import Events
 from flex_job.flow import FlowGenerator
 from flex_job.latent_paths import LatentSeries, listed
@@ -200,19 +202,22 @@ CHIMERAX = {
     "set": {"bgColor"},
     "graphics": {"silhouettes"},
     "lighting": set(),
-    "open": {"vseries", "coordsets", "id"},
+    "close": set(),
+    "open": {"vseries", "maxModels", "structureModel", "id"},
+    "altlocs clean": set(),
     "volume": {"style", "level", "color", "step"},
     "transparency": {"target"},
     "hide": set(),
     "show": set(),
     "color byattribute": {"palette", "range", "target"},
     "view": set(),
-    "vseries play": {"direction", "loop", "normalize", "pauseFrames", "cacheFrames"},
-    "coordset": {"pauseFrames", "loop", "bounce"},
+    "vseries play": {"direction", "startTime", "loop", "normalize", "pauseFrames", "cacheFrames"},
+    "coordset": {"pauseFrames", "loop"},
 }
 POSITIONAL = {
     "lighting": 1, "open": 1, "volume": 1, "transparency": 2, "hide": 2, "show": 2, "color byattribute": 2, "view": 0,
-    "vseries play": 1, "coordset": 2, "set": 0, "graphics": 0,
+    "vseries play": 1, "coordset": 2, "set": 0, "graphics": 0, "close": 1,
+    "altlocs clean": 1,
 }  # fmt: skip
 
 
@@ -222,7 +227,7 @@ def commands(path: Path) -> list[tuple[str, list[str], dict[str, str]]]:
     for line in path.read_text().splitlines():
         if line.startswith("#"):
             continue
-        words = shlex.split(line)
+        words = shlex.split(line.replace(" & ", "&"))  # one specification
         name = next(name for name in sorted(CHIMERAX, key=len, reverse=True) if line.startswith(name))
         rest = words[len(name.split()) :]
         plain, keyed = rest[: POSITIONAL[name]], rest[POSITIONAL[name] :]
@@ -236,10 +241,12 @@ def test_the_script_is_chimeraxs_language(whole: Job, job_of: Callable[..., Job]
     for name, _, keyed in script:
         assert set(keyed) <= CHIMERAX[name], name
     opened = [plain[0] for name, plain, _ in script if name == "open"]
-    assert opened == ["frame_*.mrc", "frames.cif", "motion.defattr"]
+    assert opened == ["frame_*.mrc", "frames.cif", "series.dcd", "motion.defattr"]
     assert all(any(whole.folder.glob(name)) for name in opened)
     played = {name: (plain, keyed) for name, plain, keyed in script if name in ("vseries play", "coordset")}
-    assert played["coordset"][0] == ["#2", f"1,{len(POINTS)}"] and played["coordset"][1]["bounce"] == "true"
+    assert played["coordset"][0] == ["#102", f"1,{2 * len(POINTS) - 2}"]
+    assert played["vseries play"][1]["direction"] == "oscillate" and played["vseries play"][1]["startTime"] == "0"
+    assert played["coordset"][1]["pauseFrames"] == played["vseries play"][1]["pauseFrames"]
     level = float(next(keyed["level"] for name, _, keyed in script if name == "volume"))
     assert 0.1 < level < 0.9  # the blobs are of height one
     without = commands(job_of(atoms=False).folder / "series.cxc")
@@ -249,10 +256,66 @@ def test_the_script_is_chimeraxs_language(whole: Job, job_of: Callable[..., Job]
 def test_attributes_are_one_per_residue(whole: Job) -> None:
     lines = (whole.folder / "motion.defattr").read_text().splitlines()
     assert lines[:2] == ["attribute: motion_rms_A", "recipient: residues"]
-    rows = [line.split("\t") for line in lines[2:]]
-    assert [row[1] for row in rows] == ["/A:1", "/A:2", "/A:3", "/A:4"] and all(row[0] == "" for row in rows)
-    expected = POINTS.std() * np.linalg.norm(MOVE_A)
-    assert [float(row[2]) for row in rows] == pytest.approx([expected] * 4, abs=2e-3)
+    ((blank, places, value),) = [line.split("\t") for line in lines[2:]]
+    assert (blank, places) == ("", "#102/A:1,2,3,4")
+    assert float(value) == pytest.approx(POINTS.std() * np.linalg.norm(MOVE_A), abs=2e-3)
+
+
+def test_attributes_name_any_chain_and_are_few_lines(model_file: Path, tmp_path: Path) -> None:
+    """Chains that the command line would take for a range; insertion codes; equal values together."""
+    structure = gemmi.read_structure(str(model_file))
+    structure[0][0].name = "A-2"
+    structure[0][0][1].seqid = gemmi.SeqId(1, "A")
+    second = structure[0].add_chain(structure[0][0].clone())
+    second.name = "b"
+    structure.make_mmcif_document().write_file(str(tmp_path / "two.cif"))
+    model = read_atomic_model(tmp_path / "two.cif", Volume(np.zeros((BOX,) * 3, np.float32), PIXEL_A, CORNER_A))
+    path = write_attribute(tmp_path / "motion.defattr", model, np.array([1.0, 2, 3, 10, 1, 2.01, 3, 4]))
+    assert path.read_text().splitlines()[2:] == [
+        "\t#102/A?2:1/b:1\t1.000", "\t#102/A?2:1A/b:1A\t2.000", "\t#102/A?2:3/b:3\t3.000", "\t#102/b:4\t4.000",
+        "\t#102/A?2:4\t10.000",
+    ]  # fmt: skip
+
+
+def test_the_trajectory_goes_there_and_back(whole: Job) -> None:
+    """Read record by record by SciPy: header, and the atoms of frames.cif, each end once."""
+    with scipy.io.FortranFile(whole.folder / "series.dcd", "r", "<u4") as file:
+        head, title, count = (file.read_record("u1").tobytes() for _ in range(3))
+        order = [*range(len(POINTS)), *range(len(POINTS) - 2, 0, -1)]
+        frames = [np.stack([file.read_record("<f4") for _ in range(3)], axis=1) for _ in order]
+        with pytest.raises(scipy.io.FortranEOFError):
+            file.read_record("u1")
+    numbers = np.frombuffer(head[4:], "<i4")
+    assert head[:4] == b"CORD" and len(numbers) == 20 and numbers[0] == len(order) and numbers[19] == 24
+    assert len(title) == 84 and np.frombuffer(count, "<i4") == [len(PLACES_A)]
+    trajectory = gemmi.read_structure(str(whole.folder / "frames.cif"))
+    for row, frame in zip(order, frames, strict=True):
+        assert np.abs(frame - atoms_A(trajectory[row])).max() < 2e-3
+
+
+def test_second_conformations_are_not_in_the_trajectory(model_file: Path, tmp_path: Path) -> None:
+    structure = gemmi.read_structure(str(model_file))
+    residue = structure[0][0][1]
+    residue.add_atom(residue[0]).altloc = "B"
+    residue[0].altloc = "A"
+    structure.write_pdb(str(tmp_path / "two.pdb"))
+    model = read_atomic_model(tmp_path / "two.pdb", Volume(np.zeros((BOX,) * 3, np.float32), PIXEL_A, CORNER_A))
+    assert len(model) == 5 and model.first_conformation.tolist() == [0, 1, 3, 4]
+
+
+def test_nameless_chains_get_names_and_residues_their_numbers(model_file: Path, tmp_path: Path) -> None:
+    """What mmCIF and viewers need, and PDB files do not say."""
+    structure = gemmi.read_structure(str(model_file))
+    structure[0][0][1].seqid = gemmi.SeqId(1, "A")
+    structure[0][0].name = ""
+    structure[0].add_chain(structure[0][0].clone()).name = "A"
+    structure.write_pdb(str(tmp_path / "two.pdb"))
+    model = read_atomic_model(tmp_path / "two.pdb", Volume(np.zeros((BOX,) * 3, np.float32), PIXEL_A, CORNER_A))
+    written = write_atomic_models(tmp_path / "two.cif", model, [model.positions_A])
+    block = gemmi.cif.read_file(str(written)).sole_block()
+    chains, numbers = (list(block.find_loop(f"_atom_site.{name}")) for name in ("auth_asym_id", "label_seq_id"))
+    assert chains == ["B"] * 4 + ["A"] * 4
+    assert all(number.isdigit() for number in numbers) and len(set(zip(chains, numbers, strict=True))) == 8
 
 
 # -- movie, archive --------------------------------------------------------------------------------------------------
