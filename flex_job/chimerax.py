@@ -29,9 +29,18 @@ SHADES = 100
 
 
 def write_script(
-    path: Path, frames: int, level: float, models: str = "", attribute: str = "", largest_A: float = 0.0, loop: str = ""
+    path: Path,
+    frames: int,
+    level: float,
+    dust_A: float,
+    view: NDArray[np.floating],
+    models: str = "",
+    attribute: str = "",
+    largest_A: float = 0.0,
+    loop: str = "",
 ) -> Path:
-    """`frames` maps frame_*.mrc contoured at `level`; the first of `models` coloured by the file `attribute` from 0 to
+    """`frames` maps frame_*.mrc contoured at `level`, without pieces smaller than `dust_A`, seen so that the rows of
+    `view` (3, 3) are right, up and towards the reader; the first of `models` coloured by the file `attribute` from 0 to
     `largest_A`, where there is one, and moved as the trajectory `loop` has it, there and back."""
     plays = frames > 1
     lines = [
@@ -55,7 +64,8 @@ def write_script(
             f"show {MODELS} & ligand atoms",
             f"color byattribute r:{ATTRIBUTE} {MODELS} palette {PALETTE} range 0,{max(largest_A, 0.1):.4g} target ac",
         ]
-    lines += ["view"]
+    camera = ",".join(f"{value:.6g}" for row in view.T for value in (*row, 0.0))
+    lines += [f"surface dust {MAPS} size {dust_A:.4g}", f"view matrix camera {camera}", "view"]
     if plays:
         lines.append(
             f"vseries play {MAPS} direction oscillate startTime 0 loop true normalize false pauseFrames {PAUSE} "

@@ -24,13 +24,15 @@ from flex_job.latent_paths import LatentSeries
 from flex_job.model import FlexModel
 from flex_job.model_series import ModelSeries
 from flex_job.operator import MASK_LEVEL, voxel_domain
-from flex_job.report.movie import Movie, draw_movie, ffmpeg, write_gif, write_mp4
+from flex_job.report.movie import draw_movie, ffmpeg, write_gif, write_mp4
+from flex_job.report.surface import Surface, isosurface, principal_view
 from flex_job.volume import Volume, write_volume
 from job_specs.parameters import GenerateParameters
 
-__all__ = ["FramesWriter", "motion_movie"]
+__all__ = ["FramesWriter", "shown_surface"]
 
 MOVIE_BOX = 128  # what the movie's surface is contoured from at most
+DUST = 5  # pixels: smaller pieces are hidden
 TOLD_FRAMES = 10
 OURS = re.compile(
     r"frame_\d+\.(mrc|cif)|frames\.(cif|zip)|canonical\.cif|geometry\.csv|motion\.defattr|deformation(_\d+\.vtu|\.pvd)|"
@@ -145,18 +147,18 @@ class FramesWriter:
 
     def _views(self) -> None:
         """The script for ChimeraX, and the movie."""
-        found = _contoured(self.model, self.density)
+        found = shown_surface(self.model, self.density)
         if found is None:
             return
-        (dense, level), models = found, ("", "", 0.0, "")
+        (surface, level), models = found, ("", "", 0.0, "")
         if self.atoms is not None:
             models = ("frames.cif", "motion.defattr", float(self.atoms.motion_rms().max()), "series.dcd")
-        write_script(self.folder / self._new("series.cxc"), len(self.names), level, *models)
+        dust_A = DUST * self.density.pixel_size_A
+        script = self.folder / self._new("series.cxc")
+        write_script(script, len(self.names), level, dust_A, principal_view(surface), *models)
         if not self.wanted.movie or len(self.names) < 2:
             return
-        movie = _movie(self.model, dense, level, self.series, self.supported)
-        if movie is None:
-            return
+        movie = draw_movie(self.model, surface, self.series, (~self.supported.missing).tolist())
         write_gif(self.folder / self._new("series.gif"), movie)
         program = ffmpeg()
         if program is None:
@@ -169,22 +171,17 @@ class FramesWriter:
             self.events.message(f"series.mp4 is left out: {error}")
 
 
-def motion_movie(model: FlexModel, density: Volume, series: LatentSeries) -> Movie | None:
-    """The movie of `series` alone; None where `density` has no surface."""
-    found = _contoured(model, density)
-    return None if found is None else _movie(model, *found, series, support(model, series.points))
-
-
-def _contoured(model: FlexModel, density: Volume) -> tuple[Volume, float] | None:
-    """The density within the model's mask, and the level that it is shown at; None where it is nowhere positive."""
+def shown_surface(model: FlexModel, density: Volume) -> tuple[Surface, float] | None:
+    """What pictures of the series show of `density`: its surface within the model's mask, coarse enough to be drawn
+    often, and the level that it is at; None where there is none."""
     mask = np.clip(fourier_resize(model.support, density.box).data, 0, 1)
     dense = Volume(density.data * mask, density.pixel_size_A)
     positive = dense.data[dense.data > 0]
-    return (dense, float(threshold_otsu(positive))) if len(positive) else None
-
-
-def _movie(model: FlexModel, dense: Volume, level: float, series: LatentSeries, found: Support) -> Movie | None:
-    return draw_movie(model, on_grid(dense, min(dense.box, MOVIE_BOX)), level, series, (~found.missing).tolist())
+    if not len(positive):
+        return None
+    level = float(threshold_otsu(positive))
+    surface = isosurface(on_grid(dense, min(dense.box, MOVIE_BOX)), level)
+    return None if surface is None or len(surface.faces) < 4 else (surface, level)
 
 
 def write_points(path: Path, names: Sequence[str], points: NDArray[np.floating], found: Support) -> None:

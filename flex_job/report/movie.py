@@ -22,8 +22,7 @@ from flex_job.latent_paths import LatentSeries
 from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
 from flex_job.report.look import GREY, INK, MOTION_COLOURS
-from flex_job.report.surface import Surface, isosurface, principal_view, render
-from flex_job.volume import Volume
+from flex_job.report.surface import Surface, principal_view, render
 
 __all__ = ["Movie", "draw_movie", "ffmpeg", "write_gif", "write_mp4"]
 
@@ -43,13 +42,8 @@ class Movie:
     pictures: list[NDArray[np.uint8]]
 
 
-def draw_movie(
-    model: FlexModel, density: Volume, level: float, series: LatentSeries, supported: Sequence[bool]
-) -> Movie | None:
-    """Of the surface of `density` at `level`; None where it has none. Frames that are not `supported` say so."""
-    surface = isosurface(density, level)
-    if surface is None or len(surface.faces) < 4:
-        return None
+def draw_movie(model: FlexModel, surface: Surface, series: LatentSeries, supported: Sequence[bool]) -> Movie:
+    """Of the map's `surface`. Frames that are not `supported` say so."""
     shown = _shown(series)
     bound = MeshPoints.at(model.mesh, surface.points_A)
     shifts = {row: bound.carried(model.displacement(series.points[row, None])[0]) for row in sorted(set(shown))}

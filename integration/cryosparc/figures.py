@@ -6,14 +6,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from flex_job.generate import support
 from flex_job.half_maps import map_files
 from flex_job.latent_paths import latent_series
 from flex_job.refine import RefineResult
 from flex_job.report.data import ReportData
-from flex_job.report.movie import write_gif
+from flex_job.report.movie import draw_movie, write_gif
 from flex_job.report.panels_fsc import draw_fsc
 from flex_job.report.panels_latents import draw_latents
-from flex_job.series import motion_movie
+from flex_job.series import shown_surface
 from flex_job.volume import read_volume
 
 __all__ = ["result_figures"]
@@ -38,8 +39,10 @@ def result_figures(result: RefineResult, folder: Path) -> list[tuple[str, Figure
         (f"FSC of the half-maps: {resolution}", curves),
         ("Latents of the particles", landscape),
     ]
-    series = latent_series(result.model, "latents", FRAMES, clusters=1, seed=0)
-    movie = motion_movie(result.model, read_volume(folder / map_files("flex")[-1]), series)
-    if movie is not None:
+    shown = shown_surface(result.model, read_volume(folder / map_files("flex")[-1]))
+    if shown is not None:
+        series = latent_series(result.model, "latents", FRAMES, clusters=1, seed=0)
+        supported = (~support(result.model, series.points).missing).tolist()
+        movie = draw_movie(result.model, shown[0], series, supported)
         figures.append(("The motion along each latent", write_gif(folder / "motion.gif", movie)))
     return figures

@@ -205,6 +205,8 @@ CHIMERAX = {
     "close": set(),
     "open": {"vseries", "maxModels", "structureModel", "id"},
     "altlocs clean": set(),
+    "surface dust": {"size"},
+    "view matrix": {"camera"},
     "volume": {"style", "level", "color", "step"},
     "transparency": {"target"},
     "hide": set(),
@@ -217,7 +219,7 @@ CHIMERAX = {
 POSITIONAL = {
     "lighting": 1, "open": 1, "volume": 1, "transparency": 2, "hide": 2, "show": 2, "color byattribute": 2, "view": 0,
     "vseries play": 1, "coordset": 2, "set": 0, "graphics": 0, "close": 1,
-    "altlocs clean": 1,
+    "altlocs clean": 1, "surface dust": 1, "view matrix": 0,
 }  # fmt: skip
 
 
@@ -249,6 +251,10 @@ def test_the_script_is_chimeraxs_language(whole: Job, job_of: Callable[..., Job]
     assert played["coordset"][1]["pauseFrames"] == played["vseries play"][1]["pauseFrames"]
     level = float(next(keyed["level"] for name, _, keyed in script if name == "volume"))
     assert 0.1 < level < 0.9  # the blobs are of height one
+    (camera,) = (keyed["camera"] for name, _, keyed in script if name == "view matrix")
+    right, up, towards = np.array(camera.split(","), dtype=float).reshape(3, 4).T[:3]
+    along = PLACES_A[-1] - PLACES_A[0]
+    assert abs(right @ along) > 0.9 * np.linalg.norm(along) and np.allclose(np.cross(right, up), towards, atol=1e-4)
     without = commands(job_of(atoms=False).folder / "series.cxc")
     assert "coordset" not in [name for name, _, _ in without]
 
