@@ -155,7 +155,7 @@ def _hollows(depth: NDArray[np.float32], hit: NDArray[np.bool_], scale: float) -
     return np.clip(hollow, 0, 1).repeat(2, axis=0).repeat(2, axis=1)
 
 
-@numba.njit(nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _rasterise(screen, faces, normals, colours, height, width):  # type: ignore[no-untyped-def]
     """z-buffer: per pixel the depth of the nearest triangle (-inf: none), its interpolated normal and colour."""
     depth = np.full((height, width), -np.inf, dtype=np.float32)

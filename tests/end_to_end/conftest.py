@@ -18,7 +18,7 @@ from integration.relion.simulate import simulate_project
 __all__ = ["relion_program", "run_relion"]  # fixtures
 
 PARTICLES = 1000
-COMMAND = "from integration.local.cli import refine; refine()"
+WITH_REPORT, WITHOUT_REPORT = ("-m", "integration.local.cli"), ("-m", "end_to_end.without_report")
 SMALL = [
     "--latent_dims", "1", "--rigidity", "4", "--band_end", "0.8", "--epochs", "6", "--map_every", "3",
     "--tetra_cells", "14", "--j", "1",
@@ -27,29 +27,40 @@ SMALL = [
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def arguments(job: str, *more: str) -> list[str]:
+def arguments(job: str, *more: str, report: bool = True) -> list[str]:
+    program = WITH_REPORT if report else WITHOUT_REPORT
     return [
-        sys.executable, "-c", COMMAND, "--o", job, "--in_parts", "Refine3D/job001/run_data.star",
+        sys.executable, *program, "refine", "--o", job, "--in_parts", "Refine3D/job001/run_data.star",
         "--in_mask", "MaskCreate/job002/mask.mrc", *SMALL, *more,
     ]  # fmt: skip
 
 
 def environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[2])
-    return os.environ | {"PYTHONPATH": root, "PYTHONUNBUFFERED": "1"}
+    tests = Path(__file__).parents[1]
+    return os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "PYTHONUNBUFFERED": "1"}
 
 
-def run_job(project: Path, job: str, *more: str) -> subprocess.CompletedProcess[str]:
+def run_job(project: Path, job: str, *more: str, report: bool = True) -> subprocess.CompletedProcess[str]:
     """The whole job in a process of its own, started in the project as RELION does."""
     return subprocess.run(
-        arguments(job, *more), cwd=project, env=environment(), capture_output=True, text=True, timeout=300
+        arguments(job, *more, report=report),
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
-def kill_job_at(project: Path, job: str, words: str, number: int = signal.SIGKILL) -> str:
+def kill_job_at(project: Path, job: str, words: str, number: int = signal.SIGKILL, report: bool = True) -> str:
     """Start the job and send it a signal as soon as it says `words`; returns what it had said by then."""
     process = subprocess.Popen(
-        arguments(job), cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        arguments(job, report=report),
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     said = []

@@ -41,7 +41,9 @@ project, folder = Path(sys.argv[1]), Path(sys.argv[2])
 star, mask = project / "Refine3D/job001/run_data.star", project / "MaskCreate/job002/mask.mrc"
 parameters = RefineParameters(
     mesh=MeshParameters(tetra_cells=10),
-    train=TrainParameters(latent_dims=1, epochs=1, map_every=0, latent_start="random"),
+    train=TrainParameters(
+        latent_dims=1, rigidity=4.0, band_end=0.8, epochs=1, map_every=0, latent_start="random"
+    ),
     reconstruct=ReconstructParameters(max_iterations=1),
 )
 consensus = read_consensus(star, mask_path=mask)

@@ -21,7 +21,8 @@ from integration.relion.simulate import simulate_project
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = [sys.executable, "-c", "from integration.local.cli import main; main()"]
+REAL = [sys.executable, "-m", "integration.local.cli"]
+PROGRAM = [sys.executable, "-m", "end_to_end.without_report"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 INPUT = ["--in_parts", "Refine3D/job001/run_data.star", "--in_mask", "MaskCreate/job002/mask.mrc"]
 SMALL = "--latent_dims 1 --epochs 8 --map_every 2 --tetra_cells 10 --batch 100 --j 1".split()
@@ -84,7 +85,7 @@ def alone(project: Path) -> Path:
 @pytest.fixture(scope="module")
 def by_two(project: Path) -> tuple[Path, str]:
     """The project refined by two processes that the job started; its folder and what it printed."""
-    said = run(project, "refine", "two", *TWO)
+    said = run(project, "refine", "two", *TWO, program=REAL)
     return project / "External/two", said
 
 
@@ -100,7 +101,7 @@ def test_another_seed_gives_something_else(project: Path, alone: Path) -> None:
 
 
 def test_torchrun_gives_the_same(project: Path, alone: Path) -> None:
-    run(project, "refine", "torchrun", program=[*TORCHRUN, "-m", "integration.local.cli"])
+    run(project, "refine", "torchrun", program=[*TORCHRUN, "-m", "end_to_end.without_report"])
     assert_same(project / "External/torchrun", alone, 1e-4)
 
 
@@ -248,7 +249,7 @@ def test_ranks_end_with_a_killed_launcher(project: Path) -> None:
 
 
 def test_torchrun_with_a_killed_rank(project: Path) -> None:
-    job = Started(project, "train", "torchkill", "epoch 2/8", [*TORCHRUN, "-m", "integration.local.cli"])
+    job = Started(project, "train", "torchkill", "epoch 2/8", [*TORCHRUN, "-m", "end_to_end.without_report"])
     os.kill(job.ranks[1], signal.SIGKILL)
     said = job.ends_within(60)
     assert exit_files(job.folder) == ["FAILURE"] and job.process.returncode != 0

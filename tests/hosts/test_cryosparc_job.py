@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from end_to_end.without_report import short_report
 from hosts.cryosparc_project import CsProject, convert
 from hosts.cryosparc_server import EMAIL, LICENSE, PASSWORD, TOKEN, Instance, Job, Refused, serve
 from PIL import Image
@@ -23,11 +24,8 @@ from PIL import Image
 import integration.cryosparc.work
 from flex_job.consensus import Consensus
 from flex_job.events import Events
-from flex_job.fsc import FscCurves
-from flex_job.manifest import Manifest
 from flex_job.mesh import TetMesh, read_cryosparc_mesh
 from flex_job.refine import RefineResult
-from flex_job.run_report import REPORT_FILES, summary_lines
 from flex_job.volume import read_volume
 from integration.cryosparc.client import without_secrets
 from integration.cryosparc.command import OPTIONS
@@ -147,14 +145,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Refine], None]:
 
 REAL = integration.cryosparc.work.refine
 DONE: list[tuple[Path, RefineResult]] = []
-
-
-def short_report(manifest: Manifest, *others: Any) -> tuple[str, ...]:
-    """In place of the real one, which takes longer than all else and has tests of its own."""
-    for name in REPORT_FILES:
-        (manifest.folder / name).write_text(name)
-    rigid, flex = (each for each in others if isinstance(each, FscCurves))
-    return summary_lines(rigid, flex, 1.0, 2.0, 10.0)
 
 
 @pytest.fixture
