@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/flex-job simulate --o $(DEMO)
 	cd $(DEMO) && ../$(BIN)/relion_flex_refine --o External/job003/ --in_parts Refine3D/job001/run_data.star \
-		--latent_dims 1 --rigidity 4 --band_end 0.8 --epochs 12 --j $(THREADS)
+		--latent_dims 1 --rigidity 4 --band_end 0.8 --epochs 12 --model_fsc truth/model.cif --j $(THREADS)
 	@echo "Open $(DEMO)/External/job003/report.html; or bend the map and pick particles: $(BIN)/flex-job explore $(DEMO)/External/job003"
 
 # whole files at a time in as many processes as there are threads to use, one thread each; in their order, whose first

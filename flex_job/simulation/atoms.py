@@ -11,7 +11,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Beads", "default_sigma_A", "load_antibody", "load_structure"]
+__all__ = ["Beads", "atoms_at", "default_sigma_A", "load_antibody", "load_structure"]
 
 BACKBONE = {"N", "CA", "C", "O", "OXT"}
 ANTIBODY = Path(__file__).parent / "data" / "1igy.cif.gz"
@@ -47,30 +47,52 @@ def default_sigma_A(pixel_size_A: float) -> float:
 
 def load_antibody(sigma_A: float = 2.0) -> Beads:
     """PDB entry 1IGY (mouse IgG1, packaged), its centre of mass at the origin. Raises ValueError if sigma_A <= 0."""
-    with gzip.open(ANTIBODY, "rt") as stream:
-        block = gemmi.cif.read_string(stream.read()).sole_block()
-    structure = gemmi.make_structure_from_block(block)
-    return _beads(structure, sigma_A, lambda residue: residue.label_seq or 0)
+    return _beads(_structure(""), sigma_A, lambda residue: residue.label_seq or 0)
 
 
 def load_structure(path: str | Path, sigma_A: float = 2.0) -> Beads:
     """The first model of a PDB or mmCIF file (or .gz), its centre of mass at the origin; residues have the file's own
     numbers, and a nucleotide is one bead. Raises ValueError, with the path, for what is no structure."""
-    try:
-        structure = gemmi.read_structure(str(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: not a structure that gemmi reads ({error}); expected PDB or mmCIF") from error
-    if not len(structure) or not structure[0].count_atom_sites():
-        raise ValueError(f"{path}: a structure without atoms; expected PDB or mmCIF coordinates")
-    return _beads(structure, sigma_A, lambda residue: residue.seqid.num or 0)
+    return _beads(_structure(path), sigma_A, lambda residue: residue.seqid.num or 0)
+
+
+def atoms_at(centre_A: NDArray[np.floating], path: str | Path = "") -> gemmi.Structure:
+    """The atoms that the beads of `load_structure`, or without a path of `load_antibody`, stand for, their centre of
+    mass at `centre_A` (3,)."""
+    structure = _structure(path)
+    atoms = [atom for chain in structure[0] for residue in chain for atom in residue]
+    mass = np.array([atom.element.weight for atom in atoms])
+    shift = gemmi.Position(
+        *(np.asarray(centre_A) - mass @ np.array([atom.pos.tolist() for atom in atoms]) / mass.sum())
+    )
+    for atom in atoms:
+        atom.pos += shift
+    return structure
+
+
+def _structure(path: str | Path) -> gemmi.Structure:
+    """The antibody, or the first model of a file: without hydrogens and water."""
+    if not path:
+        with gzip.open(ANTIBODY, "rt") as stream:
+            structure = gemmi.make_structure_from_block(gemmi.cif.read_string(stream.read()).sole_block())
+    else:
+        try:
+            structure = gemmi.read_structure(str(path))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: not a structure that gemmi reads ({error}); expected PDB or mmCIF") from error
+        if not len(structure) or not structure[0].count_atom_sites():
+            raise ValueError(f"{path}: a structure without atoms; expected PDB or mmCIF coordinates")
+    while len(structure) > 1:
+        del structure[1]
+    structure.remove_hydrogens()
+    structure.remove_waters()
+    return structure
 
 
 def _beads(structure: gemmi.Structure, sigma_A: float, number_of: Callable[[gemmi.Residue], int]) -> Beads:
     """Beads of a structure's first model. Raises ValueError if sigma_A <= 0."""
     if sigma_A <= 0:
         raise ValueError(f"bead width sigma_A = {sigma_A}; expected more than 0 A")
-    structure.remove_hydrogens()
-    structure.remove_waters()
     positions: list[NDArray[np.float64]] = []
     rows: list[tuple[float, str, int, bool]] = []
     for chain in structure[0]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from flex_job.simulation.atoms import load_antibody, load_structure
+from flex_job.simulation.atoms import atoms_at, load_antibody, load_structure
 from flex_job.simulation.domains import complex_motion, parse_domains
 from flex_job.simulation.maps import population
 from flex_job.simulation.motion import MOTIONS, Conformations, antibody_motion
 from flex_job.simulation.spliceosome import load_spliceosome, spliceosome_domains
 
-__all__ = ["conformations_of", "named_states"]
+__all__ = ["atoms_of", "conformations_of", "named_states"]
 
 SPLICEOSOME = {"two_domains": 2, "three_domains": 3}
 STATE = 0.8  # of a latent's range
@@ -41,6 +42,16 @@ def conformations_of(
     if motion not in MOTIONS:
         raise ValueError(f"motion {motion!r}; expected one of {', '.join((*MOTIONS, *SPLICEOSOME))}")
     return antibody_motion(load_antibody(sigma_A), motion, amplitudes_deg)
+
+
+def atoms_of(
+    motion: str, centre_A: NDArray[np.floating], structure: str | Path = "", domains: str = ""
+) -> gemmi.Structure | None:
+    """The atoms of these conformations at rest, their centre of mass at `centre_A` (3,); None of the spliceosome, of
+    which there are beads alone."""
+    if not structure and (domains or motion in SPLICEOSOME):
+        return None
+    return atoms_at(centre_A, structure)
 
 
 def named_states(conformations: Conformations) -> NDArray[np.float64]:

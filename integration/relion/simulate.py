@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import gemmi
 import mrcfile
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from flex_job.consensus import OpticsGroup
 from flex_job.files import path_aside
 from flex_job.simulation.atoms import default_sigma_A
-from flex_job.simulation.cases import conformations_of, named_states
+from flex_job.simulation.cases import atoms_of, conformations_of, named_states
 from flex_job.simulation.images import BATCH, amplitude_scale, recorded_images
 from flex_job.simulation.maps import ConsensusMaps, consensus_maps, population
 from flex_job.simulation.micelle import with_micelle
@@ -40,6 +41,7 @@ truth.npz
 state_000.mrc ...         exact densities at these latents, on the scale of the images: summed over z they are the
                           projection without CTF that lies in the (uninverted) images
 consensus.mrc             the exact average over all conformations
+model.cif                 the atoms, as somebody would build them into the consensus map (not for the spliceosome)
 
 run_half1/2_class001_unfil.mrc are that average plus white noise, not reconstructions of the particles;
 run_class001.mrc is their mean, filtered.
@@ -137,7 +139,8 @@ def simulate_project(
     write_refinement(folder, drawn.refined, maps, resolution_A)
     facts = {"snr": snr, "seed": seed, "amplitude_scale": scale, "motion": motion}
     facts |= {"structure": str(structure), "domains": domains}
-    _write_truth(project, maps, facts)
+    model = atoms_of(motion, np.full(3, box // 2 * pixel_size_A), structure, domains)
+    _write_truth(project, maps, facts, model)
     return project
 
 
@@ -171,12 +174,18 @@ def _write_stacks(project: SimulatedProject, how: Recording, seed: int, float16:
             stack.update_header_stats()
 
 
-def _write_truth(project: SimulatedProject, maps: ConsensusMaps, facts: dict[str, Any]) -> None:
+def _write_truth(
+    project: SimulatedProject, maps: ConsensusMaps, facts: dict[str, Any], model: gemmi.Structure | None
+) -> None:
     truth, drawn = project.folder / "truth", project.particles
     for number, latent in enumerate(project.state_latents):
         volume = project.density(latent)
         write_volume(truth / f"state_{number:03d}.mrc", volume.data, volume.pixel_size_A)
     write_volume(truth / "consensus.mrc", maps.exact.data, maps.exact.pixel_size_A)
+    if model is not None:
+        groups = gemmi.MmcifOutputGroups(True)
+        groups.chem_comp = False  # without the residues' types it hides polymers from viewers
+        model.make_mmcif_document(groups).write_file(str(truth / "model.cif"))
     np.savez(
         truth / "truth.npz",
         latents=drawn.latents,

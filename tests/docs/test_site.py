@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import gemmi
 import pytest
 
 from integration.local import cli
@@ -195,7 +196,8 @@ def test_the_tutorial_ends_with_what_it_promises(project: Path) -> None:
     ):
         assert (job / name).exists(), name
     assert (project / "External/job002/mesh.png").exists() and (project / "External/job004/latents.csv").exists()
-    assert list((project / "External/job005").glob("*.star")) and list((project / "External/job006").glob("*.star"))
+    assert gemmi.read_structure(str(project / "External/job005/frames.cif"))[4].count_atom_sites() > 5000
+    assert list((project / "External/job006").glob("*.star")) and list((project / "External/job007").glob("*.star"))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_second_call_does_nothing_again(refined: Refined) -> None:
 
 
 def test_no_motion_in_no_motion_out(still: Path) -> None:
-    done = run_job(still, "External/job010/")
+    done = run_job(still, "External/job010/", report=False)
     assert done.returncode == 0, done.stderr
     folder = still / "External/job010"
     motion = motion_amplitude(FlexModel.load(folder / "flex_model.pt"))
@@ -96,7 +96,7 @@ def test_no_motion_in_no_motion_out(still: Path) -> None:
 
 
 def test_pure_noise_gives_no_agreement_beyond_rigid(noise: Path) -> None:
-    done = run_job(noise, "External/job010/", "--contrast", "keep")
+    done = run_job(noise, "External/job010/", "--contrast", "keep", report=False)
     assert done.returncode == 0, done.stderr
     folder = noise / "External/job010"
     assert _mean_fsc(folder, "flex") < _mean_fsc(folder, "rigid") + 0.05

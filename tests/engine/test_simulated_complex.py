@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from flex_job.simulation.atoms import Beads, load_structure
-from flex_job.simulation.cases import conformations_of, named_states
+from flex_job.simulation.atoms import Beads, load_antibody, load_structure
+from flex_job.simulation.cases import atoms_of, conformations_of, named_states
 from flex_job.simulation.domains import complex_motion, domain_hinge, parse_domains
 from flex_job.simulation.motion import Conformations
 from flex_job.simulation.spliceosome import load_spliceosome
@@ -154,6 +154,22 @@ def test_cases_by_name() -> None:
     rest_and_sides = [[0, 0], [-0.8, 0], [0.8, 0], [0, -0.8], [0, 0.8]]
     np.testing.assert_array_equal(named_states(conformations_of("two_domains", SIGMA_A)), rest_and_sides)
     assert named_states(conformations_of("none", SIGMA_A)).shape == (1, 0)
+
+
+def test_the_atoms_are_where_the_beads_are(tmp_path: Path) -> None:
+    """At rest: each residue's beads are the centres of mass of its atoms. Of the spliceosome there are no atoms."""
+    path, centre = dumbbell(tmp_path / "two.pdb"), np.array([10.0, 20, 30])
+    for structure, motion in ((path, "none"), ("", "one_hinge")):
+        model = atoms_of(motion, centre, structure)
+        beads = load_structure(path) if structure else load_antibody()
+        atoms = [atom for chain in model[0] for residue in chain for atom in residue]
+        mass = np.array([atom.element.weight for atom in atoms])
+        places = np.array([atom.pos.tolist() for atom in atoms]) - centre
+        assert mass.sum() == pytest.approx(beads.amplitude.sum())
+        for power in (1, 2):  # the second moment of the beads lacks that of the atoms about them
+            ours, theirs = mass @ places**power, beads.amplitude @ beads.positions_A**power
+            assert np.abs(ours - theirs).max() < (1e-3 if power == 1 else 4.0) * mass.sum()
+    assert atoms_of("two_domains", centre) is None and atoms_of("none", centre, domains="X:10") is None
 
 
 def test_the_command_line_simulates_a_given_structure(tmp_path: Path) -> None:

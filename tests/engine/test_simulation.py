@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from flex_job.consensus import OpticsGroup
 from flex_job.ctf import ctf, ctf_parameters, odd_phase
+from flex_job.map_model import model_density, read_model
 from flex_job.simulation.atoms import Beads, default_sigma_A, load_antibody
 from flex_job.simulation.images import amplitude_scale, noise_images, noise_power, recorded_images, signal_images
 from flex_job.simulation.maps import consensus_maps, population
@@ -352,6 +353,9 @@ def test_project_on_disk_says_what_was_simulated(project: SimulatedProject) -> N
     assert truth["latents"].shape == (300, 1)
     np.testing.assert_allclose(truth["angles_deg"], 20.0 * truth["latents"])
     np.testing.assert_array_equal(truth["rotations"], project.particles.true.rotations)
+    model, rest = read_model(project.folder / "truth/model.cif"), read_volume(project.folder / "truth/state_001.mrc")
+    built, seen = (np.fft.rfftn(each)[:4, :4, :4].ravel() for each in (model_density(model, rest, rest.box), rest.data))
+    assert (built @ seen.conj()).real > 0.99 * np.linalg.norm(built) * np.linalg.norm(seen)  # in the same place
     for number, latent in enumerate(truth["state_latents"]):
         state = read_volume(project.folder / "truth" / f"state_{number:03d}.mrc")
         np.testing.assert_array_equal(state.data, project.density(latent).data)

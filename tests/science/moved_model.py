@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import sys
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 from science.scores import latent_at
 
 from flex_job.model import FlexModel
-from flex_job.simulation.atoms import ANTIBODY, load_antibody
+from flex_job.simulation.atoms import load_antibody
 from flex_job.simulation.motion import antibody_motion
 from integration.relion.job import run
 from integration.relion.simulate import simulate_project
 
-__all__ = ["moved_model", "place_antibody", "true_places"]
+__all__ = ["moved_model", "true_places"]
 
 STATES = (-1.0, 0.0, 1.0)
 BOX, PIXEL_A = 64, 4.0
@@ -43,7 +42,7 @@ def moved_model(work: Path, particles: int, snr: float, seed: int = 3) -> dict[s
         simulate_project(
             Path(), motion="one_hinge", particles=particles, box=BOX, pixel_size_A=PIXEL_A, snr=snr, seed=seed
         )
-        structure = place_antibody(Path("antibody.cif"))
+        structure = gemmi.read_structure("truth/model.cif")
         job = "External/job010/"
         options = {"in_parts": STAR, "in_mask": MASK, **USUAL}
         assert run("train", {"o": job, **options}) == 0
@@ -63,7 +62,7 @@ def moved_model(work: Path, particles: int, snr: float, seed: int = 3) -> dict[s
             for rigid in ("yes", "no"):
                 folder = f"External/job0{number}/"
                 asked = {
-                    "atomic_model": "antibody.cif",
+                    "atomic_model": "truth/model.cif",
                     "latents": "states.csv",
                     "movie": "no",
                     "rigid_residues": rigid,
@@ -80,20 +79,6 @@ def moved_model(work: Path, particles: int, snr: float, seed: int = 3) -> dict[s
         return record
     finally:
         os.chdir(before)
-
-
-def place_antibody(path: Path) -> gemmi.Structure:
-    """The simulation's antibody with all its heavy atoms, in the frame of the simulated map's file."""
-    text = gzip.decompress(ANTIBODY.read_bytes()).decode()
-    structure = gemmi.make_structure_from_block(gemmi.cif.read_string(text).sole_block())
-    structure.remove_hydrogens()
-    structure.remove_waters()
-    mass = np.array([atom.element.weight for *_, atom in _atoms(structure[0])])
-    shift = gemmi.Position(*(BOX // 2 * PIXEL_A - mass @ _places(structure[0]) / mass.sum()))
-    for *_, atom in _atoms(structure[0]):
-        atom.pos += shift
-    structure.make_mmcif_document().write_file(str(path))
-    return structure
 
 
 def true_places(structure: gemmi.Structure) -> tuple[list[NDArray[np.float64]], NDArray[np.bool_]]:
