@@ -18,8 +18,10 @@ from plotly.offline import get_plotlyjs
 
 from flex_job.report.cartoon import cartoon_content, cartoon_scripts
 from flex_job.report.data import ReportData
+from flex_job.report.look import LIGHT
 from flex_job.report.moving import MovingAtoms, MovingSurface, Plane
 from flex_job.report.packed import packed
+from flex_job.report.panels_latents import particle_colours
 from flex_job.report.pictures import motion_palette
 from flex_job.report.scene import Scene
 from flex_job.report.surface import sample_at
@@ -52,7 +54,7 @@ CAPTION = (
 )
 TRACED = (
     " The line is the thread of the atomic model (one point a residue), moved as the map around it; alone, the model "
-    "is drawn by Mol*: click on a residue to see its atoms."
+    "is drawn by Mol*, in the same colours: click on a residue to see its atoms."
 )
 
 
@@ -66,7 +68,10 @@ def moving_section(data: ReportData, scene: Scene) -> str:
         f'<option value="{place}">{" and ".join(f"latent {k + 1}" for k in plane.latents)}</option>'
         for place, plane in enumerate(moving.planes)
     )
-    colours = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in _per_particle(data))
+    colours = "".join(
+        f'<option value="{escape(name)}">{escape(name)}</option>'
+        for name in particle_colours(data.latent_std, data.gains)
+    )
     shown = '<label>show <select id="moving-shown"><option>map and model</option><option>map</option>'
     shown = "" if moving.atoms is None else f"{shown}<option>model</option></select></label>"
     cartoon = "" if moving.atoms is None else '<div class="plot molecule" id="cartoon" hidden></div>'
@@ -103,6 +108,7 @@ def _content(data: ReportData, moving: MovingSurface, scene: Scene) -> dict[str,
         "count": len(moving.modes),
         "colour": packed(_motion_at(data, surface.points_A)),
         "top": top,
+        "light": LIGHT,
         "ramp": [[place, to_hex(palette.cmap(place))] for place in np.linspace(0, 1, SHADES).tolist()],
         "span": _span(moving, seen, view).tolist(),
         "planes": [_plane(data, plane) for plane in moving.planes],
@@ -141,7 +147,7 @@ def _plane(data: ReportData, plane: Plane) -> dict[str, Any]:
         name: np.divide(
             np.histogramdd(at, edges, weights=values)[0], count, where=count > 0, out=np.full_like(count, np.nan)
         )
-        for name, values in _per_particle(data).items()
+        for name, values in particle_colours(data.latent_std, data.gains).items()
     }
     return {
         "latents": [k + 1 for k in plane.latents],
@@ -153,13 +159,3 @@ def _plane(data: ReportData, plane: Plane) -> dict[str, Any]:
         "median": np.median(at, axis=0).tolist(),
         "clusters": [] if data.cluster_centres is None else data.cluster_centres[:, list(plane.latents)].tolist(),
     }
-
-
-def _per_particle(data: ReportData) -> dict[str, NDArray[np.floating]]:
-    """What the landscape may be coloured by, other than by how many particles there are."""
-    found: dict[str, NDArray[np.floating]] = {}
-    if data.latent_std is not None:
-        found["uncertainty"] = np.sqrt((data.latent_std**2).mean(axis=1))
-    if data.gains is not None:
-        found["likelihood gain"] = data.gains
-    return found

@@ -13,6 +13,7 @@ __all__ = [
     "GREY",
     "INK",
     "LAST",
+    "LIGHT",
     "MAP_COLOUR",
     "MOTION_COLOURS",
     "MOTION_RAMP",
@@ -40,6 +41,12 @@ MOTION_RAMP = ("#d3d9df", "#f3d98b", "#ec9a3c", "#cc4b37", "#75184a")
 """From still to moving; it darkens all the way, so that it reads without colour too."""
 
 MOTION_COLOURS = LinearSegmentedColormap.from_list("motion", MOTION_RAMP)
+
+LIGHT = {
+    "lighting": {"ambient": 0.5, "diffuse": 0.7, "specular": 0.15, "roughness": 0.7, "fresnel": 0.1},
+    "lightposition": {"x": -4000, "y": 6000, "z": 9000},
+}
+"""Of surfaces that plotly draws."""
 
 RC: dict[str, object] = {
     "font.family": "DejaVu Sans",

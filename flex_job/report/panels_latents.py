@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flex_job.report.data import ReportData
 from flex_job.report.look import FLEX, GREY
 
-__all__ = ["draw_latents", "draw_learning", "draw_uncertainty", "learning_curves", "shown_latents"]
+__all__ = ["draw_latents", "draw_learning", "draw_uncertainty", "learning_curves", "particle_colours", "shown_latents"]
 
 MOST_LATENTS = 4
 MOST_CURVES = 8
@@ -154,6 +154,15 @@ def learning_curves(data: ReportData) -> list[str]:
     """Names of the curves to draw, known quantities first."""
     names = [n for n in LEARNING if n in data.learning] + [n for n in data.learning if n not in LEARNING]
     return [n for n in names if np.size(data.learning[n])][:MOST_CURVES]
+
+
+def particle_colours(
+    latent_std: NDArray[np.floating] | None, gains: NDArray[np.floating] | None
+) -> dict[str, NDArray[np.floating]]:
+    """What a landscape may be coloured by, a number for each particle: from what is known of standard deviations of the
+    latents (n, K) and likelihood gains (n,)."""
+    found = {} if gains is None else {"likelihood gain": gains}
+    return found if latent_std is None else found | {"uncertainty": np.sqrt((latent_std**2).mean(axis=1))}
 
 
 def shown_latents(latents: NDArray[np.floating]) -> list[int]:

@@ -375,8 +375,8 @@ def test_an_aborted_job_waits_to_be_ended_but_not_for_ever(tmp_path: Path, monke
         ending = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
         ending.start()
         assert host.finish("ABORTED") == 2
-        ending.join(0)
-        assert not ending.is_alive() and host.signal_name == "SIGTERM"
+        assert host.signal_name == "SIGTERM"  # it was waited for
+        ending.join()
         assert trigger.exists(), "the pipeliner removes it, and must see it first"
     monkeypatch.setattr("integration.relion.host.PIPELINER_PATIENCE_S", 0.2)
     began = time.monotonic()

@@ -65,8 +65,7 @@
     return Plotly.newPlot("molecule", [{
       type: "mesh3d", x, y, z, i: column(0), j: column(1), k: column(2), intensity: floats(data.colour), cmin: 0, cmax: data.top,
       colorscale: data.ramp, hovertemplate: "moves %{intensity:.1f} Å<extra></extra>", flatshading: false,
-      lighting: { ambient: 0.5, diffuse: 0.7, specular: 0.15, roughness: 0.7, fresnel: 0.1 },
-      lightposition: { x: -4000, y: 6000, z: 9000 },
+      ...data.light,
       colorbar: {
         title: { text: "moves by, Å", side: "top" }, orientation: "h", thickness: 8, len: 0.5, x: 0.02, xanchor: "left", y: 0.01, yanchor: "bottom",
         outlinewidth: 0, nticks: 4,

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from dash import dcc, html
 from numpy.typing import NDArray
 
-from flex_job.report.look import GREY, INK, MOTION_RAMP
+from flex_job.report.look import GREY, INK, LIGHT, MOTION_RAMP
 from integration.local.landscape.view import JobView
 
 __all__ = ["image_figure", "landscape_figure", "layout", "molecule_figure", "spread_axes"]
@@ -158,8 +158,7 @@ def molecule_figure(view: JobView) -> go.Figure:
         go.Mesh3d(
             x=points[:, 0], y=points[:, 1], z=points[:, 2], i=faces[:, 0], j=faces[:, 1], k=faces[:, 2],
             intensity=view.amplitude_A, cmin=0, cmax=top, colorscale=ramp, hoverinfo="skip",
-            lighting={"ambient": 0.5, "diffuse": 0.7, "specular": 0.15, "roughness": 0.7, "fresnel": 0.1},
-            lightposition={"x": -4000, "y": 6000, "z": 9000},
+            **LIGHT,
             colorbar={
                 "title": {"text": "moves by, Å", "side": "top"}, "orientation": "h", "thickness": 8, "len": 0.5,
                 "x": 0.02, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "outlinewidth": 0, "nticks": 4,

@@ -19,6 +19,7 @@ from flex_job.motion import motion_amplitude
 from flex_job.problems import InputProblems
 from flex_job.refine import GAINS, MODELS
 from flex_job.report.moving import coarse_surface
+from flex_job.report.panels_latents import particle_colours
 from flex_job.report.surface import Surface, principal_view, sample_at
 from flex_job.volume import read_volume
 from integration.common.particle_formats import particle_format
@@ -107,8 +108,7 @@ class JobView:
 
     def colours(self) -> dict[str, NDArray[np.floating]]:
         """What particles can be coloured by."""
-        found: dict[str, NDArray[np.floating]] = {"uncertainty": np.sqrt((self.model.latent_std**2).mean(axis=1))}
-        return found if self.gains is None else {"likelihood gain": self.gains} | found
+        return particle_colours(self.model.latent_std, self.gains)
 
 
 def _sides(folder: Path, particles: Path, displacements_A: NDArray[np.floating]) -> tuple[SideViews | None, str]:
