@@ -5,8 +5,7 @@ THREADS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := demo_project
-WORKERS = $(shell expr $(THREADS) + 1)
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not science' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not science' -n $(THREADS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test coverage lint format types bench bench-cryodrgn science science-table docs docs-site clean
 
@@ -27,8 +26,8 @@ demo: $(INSTALLED)
 		--latent_dims 1 --rigidity 4 --band_end 0.8 --epochs 12 --model_fsc truth/model.cif --j $(THREADS)
 	@echo "Open $(DEMO)/External/job003/report.html; or bend the map and pick particles: $(BIN)/flex-job explore $(DEMO)/External/job003"
 
-# whole files at a time in several processes of one thread each, one more than there are cores to use, for some tests wait;
-# in their order, whose first files are the longest
+# whole files at a time in as many processes as there are threads to use, one thread each; in their order, whose first
+# files are the longest
 test: lint types
 	$(PYTEST)
 

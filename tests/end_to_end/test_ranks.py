@@ -215,7 +215,7 @@ def test_a_rank_killed_in_its_half(project: Path, alone: Path) -> None:
     assert_same(job.folder, alone, 1e-3)
 
 
-@pytest.mark.parametrize("whom", ["launcher", pytest.param("first", marks=LONGER), "second"])
+@pytest.mark.parametrize("whom", ["launcher", *(pytest.param(rank, marks=LONGER) for rank in ("first", "second"))])
 def test_a_stop_asked_of_any_process_saves_and_goes_on(project: Path, alone: Path, whom: str) -> None:
     folder = f"term_{whom}"
     job = Started(project, "train", folder, "epoch 2/8")
