@@ -154,7 +154,8 @@
     if (alone) {
       cartoon = cartoon || drawCartoon(get("cartoon"), data.atoms, data.ramp, data.top, moved(atoms));
       try {
-        state.cartoon = await cartoon;
+        const found = await cartoon;
+        if (get("moving-shown").value === choice) state.cartoon = found; // nobody changed their mind meanwhile
       } catch (error) {
         get("cartoon").textContent = "This browser cannot draw the model; it is in the map too.";
         console.warn(`cartoon: ${error.message}`);
