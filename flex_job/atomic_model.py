@@ -21,7 +21,7 @@ from flex_job.files import written_aside
 from flex_job.map_model import read_structure
 from flex_job.volume import Volume
 
-__all__ = ["BACKBONE", "AtomicModel", "drawn_atoms", "read_atomic_model", "write_atomic_models"]
+__all__ = ["BACKBONE", "AtomicModel", "drawn_atoms", "mmcif_groups", "read_atomic_model", "write_atomic_models"]
 
 BACKBONE = ("CA", "P")
 """Atoms that stand for a residue."""
@@ -156,12 +156,20 @@ def _as_arrays(structure: gemmi.Structure, origin_A: Floats) -> AtomicModel:
     return AtomicModel(structure, origin_A, places - origin_A, np.array(residue, dtype=np.int64))
 
 
+def mmcif_groups() -> gemmi.MmcifOutputGroups:
+    """All that a structure says of itself, but for the list of its residues: gemmi knows no types of residues, and a
+    list without them hides the polymers from viewers."""
+    groups = gemmi.MmcifOutputGroups(True)
+    groups.chem_comp = False
+    return groups
+
+
 def write_atomic_models(path: Path, model: AtomicModel, frames: Iterable[Floats]) -> Path:
     """mmCIF with one model per item of `frames` (n, 3), numbered from 1; one frame at a time is in memory."""
     rows = gemmi.MmcifOutputGroups(False)
     rows.atoms = rows.group_pdb = True
-    rest = gemmi.MmcifOutputGroups(True)
-    rest.atoms = rest.chem_comp = False  # gemmi knows no types of residues, and a list without them hides the polymers
+    rest = mmcif_groups()
+    rest.atoms = False
     with written_aside(path) as file:
         for number, positions in enumerate(frames, start=1):
             placed = model.placed(positions, number)

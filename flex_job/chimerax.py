@@ -34,14 +34,11 @@ def write_script(
     level: float,
     dust_A: float,
     view: NDArray[np.floating],
-    models: str = "",
-    attribute: str = "",
-    largest_A: float = 0.0,
-    loop: str = "",
+    largest_A: float | None = None,
 ) -> Path:
     """`frames` maps frame_*.mrc contoured at `level`, without pieces smaller than `dust_A`, seen so that the rows of
-    `view` (3, 3) are right, up and towards the reader; the first of `models` coloured by the file `attribute` from 0 to
-    `largest_A`, where there is one, and moved as the trajectory `loop` has it, there and back."""
+    `view` (3, 3) are right, up and towards the reader. Where the largest motion of an atomic model is given, its
+    frames.cif too, coloured by motion.defattr up to that and moved by the loop series.dcd."""
     plays = frames > 1
     lines = [
         "# maps and models along the motion; open it in ChimeraX, or drop it on its window",
@@ -52,13 +49,13 @@ def write_script(
         f"open frame_*.mrc{' vseries true' if plays else ''} id {MAPS[1:]}",
         f"volume {MAPS} style surface level {level:.6g} color #8fb3cf step 1",
     ]
-    if models:
+    if largest_A is not None:
         lines += [
-            f"open {models} maxModels 1 id {MODELS[1:]}",
+            f"open frames.cif maxModels 1 id {MODELS[1:]}",
             f"altlocs clean {MODELS}",  # second conformations would stand still
-            *([f"open {loop} structureModel {MODELS}"] if plays else []),
+            *([f"open series.dcd structureModel {MODELS}"] if plays else []),
             f"transparency {MAPS} 60 target s",
-            f"open {attribute}",
+            "open motion.defattr",
             f"hide {MODELS} atoms",
             f"show {MODELS} cartoons",
             f"show {MODELS} & ligand atoms",
@@ -71,7 +68,7 @@ def write_script(
             f"vseries play {MAPS} direction oscillate startTime 0 loop true normalize false pauseFrames {PAUSE} "
             f"cacheFrames {frames}"
         )
-    if models and plays:
+    if largest_A is not None and plays:
         lines.append(f"coordset {MODELS} 1,{2 * frames - 2} pauseFrames {PAUSE} loop 1000000")
     with written_aside(path) as file:
         file.write("\n".join([*lines, ""]).encode())

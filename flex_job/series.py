@@ -150,15 +150,14 @@ class FramesWriter:
         found = shown_surface(self.model, self.density)
         if found is None:
             return
-        (surface, level), models = found, ("", "", 0.0, "")
-        if self.atoms is not None:
-            models = ("frames.cif", "motion.defattr", float(self.atoms.motion_rms().max()), "series.dcd")
+        surface, level = found
+        largest_A = None if self.atoms is None else float(self.atoms.motion_rms().max())
         dust_A = DUST * self.density.pixel_size_A
         script = self.folder / self._new("series.cxc")
-        write_script(script, len(self.names), level, dust_A, principal_view(surface), *models)
+        write_script(script, len(self.names), level, dust_A, principal_view(surface), largest_A)
         if not self.wanted.movie or len(self.names) < 2:
             return
-        movie = draw_movie(self.model, surface, self.series, (~self.supported.missing).tolist())
+        movie = draw_movie(self.model, surface, self.series, self.supported)
         write_gif(self.folder / self._new("series.gif"), movie)
         program = ffmpeg()
         if program is None:

@@ -56,6 +56,11 @@ TRACED = (
     " The line is the thread of the atomic model (one point a residue), moved as the map around it; alone, the model "
     "is drawn by Mol*, in the same colours: click on a residue to see its atoms."
 )
+SHOWN = (
+    '<label>show <select id="moving-shown"><option>map and model</option><option>map</option><option>model</option>'
+    "</select></label>"
+)
+CARTOON = '<div class="plot molecule" id="cartoon" hidden></div>'
 
 
 def moving_section(data: ReportData, scene: Scene) -> str:
@@ -72,10 +77,7 @@ def moving_section(data: ReportData, scene: Scene) -> str:
         f'<option value="{escape(name)}">{escape(name)}</option>'
         for name in particle_colours(data.latent_std, data.gains)
     )
-    shown = '<label>show <select id="moving-shown"><option>map and model</option><option>map</option>'
-    shown = "" if moving.atoms is None else f"{shown}<option>model</option></select></label>"
-    cartoon = "" if moving.atoms is None else '<div class="plot molecule" id="cartoon" hidden></div>'
-    caption = CAPTION if moving.atoms is None else CAPTION + TRACED
+    shown, cartoon, caption = ("", "", CAPTION) if moving.atoms is None else (SHOWN, CARTOON, CAPTION + TRACED)
     pair = f'<label>show <select id="moving-plane">{choices}</select></label>' if len(moving.planes) > 1 else ""
     return (
         '<section class="card" id="moving"><h3>Move it</h3><div class="moving"><div class="plot" id="landscape"></div>'

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flex_job.files import path_aside
+from flex_job.generate import Support
 from flex_job.latent_paths import LatentSeries
 from flex_job.mesh.points import MeshPoints
 from flex_job.model import FlexModel
@@ -42,8 +43,8 @@ class Movie:
     pictures: list[NDArray[np.uint8]]
 
 
-def draw_movie(model: FlexModel, surface: Surface, series: LatentSeries, supported: Sequence[bool]) -> Movie:
-    """Of the map's `surface`. Frames that are not `supported` say so."""
+def draw_movie(model: FlexModel, surface: Surface, series: LatentSeries, found: Support) -> Movie:
+    """Of the map's `surface`. Frames that `found` no particle near say so."""
     shown = _shown(series)
     bound = MeshPoints.at(model.mesh, surface.points_A)
     shifts = {row: bound.carried(model.displacement(series.points[row, None])[0]) for row in sorted(set(shown))}
@@ -60,7 +61,7 @@ def draw_movie(model: FlexModel, surface: Surface, series: LatentSeries, support
     for row, shift in shifts.items():
         moved = _moved(surface, surface.points_A + shift)
         picture, _ = render(moved, view, colours, SIZE, span, centre)
-        drawn[row] = _labelled(picture, _title(series, row, supported), span, largest)
+        drawn[row] = _labelled(picture, _title(series, row, found), span, largest)
     return Movie([drawn[row] for row in shown])
 
 
@@ -135,9 +136,9 @@ def _moved(surface: Surface, points_A: NDArray[np.float64]) -> Surface:
     return Surface(points_A, normals * outward, surface.faces)
 
 
-def _title(series: LatentSeries, row: int, supported: Sequence[bool]) -> str:
+def _title(series: LatentSeries, row: int, found: Support) -> str:
     part = next(k for k, each in enumerate(series.parts()) if each.start <= row < each.stop)
-    return f"{series.titles[part]}, frame {row}" + ("" if supported[row] else ": no particle near, extrapolated")
+    return f"{series.titles[part]}, frame {row}" + (": no particle near, extrapolated" if found.missing[row] else "")
 
 
 def _labelled(picture: NDArray[np.float32], title: str, span_A: float, largest_A: float) -> NDArray[np.uint8]:

@@ -42,7 +42,6 @@ def result_figures(result: RefineResult, folder: Path) -> list[tuple[str, Figure
     shown = shown_surface(result.model, read_volume(folder / map_files("flex")[-1]))
     if shown is not None:
         series = latent_series(result.model, "latents", FRAMES, clusters=1, seed=0)
-        supported = (~support(result.model, series.points).missing).tolist()
-        movie = draw_movie(result.model, shown[0], series, supported)
+        movie = draw_movie(result.model, shown[0], series, support(result.model, series.points))
         figures.append(("The motion along each latent", write_gif(folder / "motion.gif", movie)))
     return figures

@@ -13,6 +13,7 @@ import mrcfile
 import numpy as np
 from numpy.typing import NDArray
 
+from flex_job.atomic_model import mmcif_groups
 from flex_job.consensus import OpticsGroup
 from flex_job.files import path_aside
 from flex_job.simulation.atoms import default_sigma_A
@@ -183,9 +184,7 @@ def _write_truth(
         write_volume(truth / f"state_{number:03d}.mrc", volume.data, volume.pixel_size_A)
     write_volume(truth / "consensus.mrc", maps.exact.data, maps.exact.pixel_size_A)
     if model is not None:
-        groups = gemmi.MmcifOutputGroups(True)
-        groups.chem_comp = False  # without the residues' types it hides polymers from viewers
-        model.make_mmcif_document(groups).write_file(str(truth / "model.cif"))
+        model.make_mmcif_document(mmcif_groups()).write_file(str(truth / "model.cif"))
     np.savez(
         truth / "truth.npz",
         latents=drawn.latents,
